@@ -1,0 +1,1 @@
+"""VideoMAE in plain single-device PyTorch."""

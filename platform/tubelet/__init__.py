@@ -1,0 +1,3 @@
+"""tubelet: elastic VideoMAE training on Ray."""
+
+__version__ = "0.1.0"
