@@ -1,1 +1,52 @@
-"""VideoMAE in plain single-device PyTorch."""
+"""VideoMAE in plain single-device PyTorch.
+
+    presets       model sizes; the recipe section `model`
+    masking       which tokens are hidden, from one seed per sample; the recipe section `mask`
+    patches       frames to network input, clips to tokens, reconstruction targets, and back
+    pretraining   VideoMAE: encoder, decoder, loss
+    classifier    the encoder with a classification head
+    weights       files: the authors' checkpoints, and our exports
+
+Nothing here knows the cluster: no Ray, no MLflow, no object storage, no video decoder.
+"""
+
+from videomae.classifier import Pooling, VideoClassifier, build_classifier
+from videomae.masking import MaskConfig, make_decoder_masks, make_masks
+from videomae.patches import (
+    denormalise,
+    normalise,
+    patchify,
+    restore_pixels,
+    to_frames,
+    unpatchify,
+)
+from videomae.presets import PRESETS, ModelConfig
+from videomae.pretraining import Reconstruction, VideoMAE, build_pretraining
+from videomae.weights import LoadReport, load_pretrained, read_state_dict
+from videomae.weights.export import Export, load_export, save_export
+
+__all__ = [
+    "PRESETS",
+    "Export",
+    "LoadReport",
+    "MaskConfig",
+    "ModelConfig",
+    "Pooling",
+    "Reconstruction",
+    "VideoClassifier",
+    "VideoMAE",
+    "build_classifier",
+    "build_pretraining",
+    "denormalise",
+    "load_export",
+    "load_pretrained",
+    "make_decoder_masks",
+    "make_masks",
+    "normalise",
+    "patchify",
+    "read_state_dict",
+    "restore_pixels",
+    "save_export",
+    "to_frames",
+    "unpatchify",
+]
