@@ -116,9 +116,9 @@ def make_decoder_masks(config: MaskConfig, grid: Grid, seeds: Seeds) -> Tensor |
     frames, height, width = grid
     if height % 2 or width % 2:
         raise ValueError(
-            f"mask.decoder=running_cell tiles a frame with 2 x 2 cells, but the model has {height} x "
-            f"{width} tokens per frame; change model.image_size or model.patch_size to get even "
-            "numbers, or use mask.decoder=none"
+            "mask.decoder=running_cell tiles a frame with 2 x 2 cells, but the model has "
+            f"{height} x {width} tokens per frame; change model.image_size or model.patch_size to "
+            "get even numbers, or use mask.decoder=none"
         )
     left_out = int(_CELL * config.decoder_ratio)
     phase_B = _raw_bits(seeds, 1, _DECODER_STREAM)[:, 0] >> np.uint64(62)  # two bits: 0..3
@@ -134,9 +134,9 @@ def _choose(config: MaskConfig, count: int, what: str, seeds: Seeds) -> NDArray[
     chosen = int(config.ratio * count)
     if not 0 < chosen < count:
         raise ValueError(
-            f"mask.ratio={config.ratio} hides {chosen} of {count} {what} (mask.kind={config.kind}); "
-            "at least one must be hidden and one visible: change mask.ratio, or enlarge model.frames "
-            "or model.image_size"
+            f"mask.ratio={config.ratio} hides {chosen} of {count} {what} (mask.kind="
+            f"{config.kind}); at least one must be hidden and one visible: change mask.ratio, or "
+            "enlarge model.frames or model.image_size"
         )
     order_BK = np.argsort(_raw_bits(seeds, count, _ENCODER_STREAM), axis=1, kind="stable")
     marked_BK = np.zeros(order_BK.shape, dtype=np.bool_)

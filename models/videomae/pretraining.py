@@ -106,7 +106,7 @@ class VideoMAE(nn.Module):
         )
 
     def blocks(self) -> list[nn.Module]:
-        """Return what to shard, compile or checkpoint one by one: encoder blocks, then decoder's."""
+        """Return what to shard, compile or checkpoint one by one: encoder's, then decoder's."""
         return [*self.encoder.blocks, *self.decoder.blocks]
 
     @torch.no_grad()
@@ -149,8 +149,8 @@ def _choose_tokens(
     unscored = [clip for clip, any_scored in enumerate(scored_BM.any(1).tolist()) if not any_scored]
     if unscored:
         raise ValueError(
-            f"clip {unscored[0]} of the batch has no loss: the decoder mask selects none of its hidden "
-            "tokens; raise mask.ratio or lower mask.decoder_ratio"
+            f"clip {unscored[0]} of the batch has no loss: the decoder mask selects none of its "
+            "hidden tokens; raise mask.ratio or lower mask.decoder_ratio"
         )
     return visible_BV, wanted_BM, scored_BM
 
