@@ -36,6 +36,7 @@ from tubelet.schema import (
     keys_of,
     section_of,
 )
+from tubelet.terminal import complain
 
 T = TypeVar("T")
 
@@ -69,16 +70,16 @@ def run_main(main: Callable[[list[str]], int | None]) -> NoReturn:
     try:
         code = main(sys.argv[1:])
     except KeyboardInterrupt:
-        _complain("interrupted; finished work stays, and the same command goes on from there")
+        complain("interrupted; finished work stays, and the same command goes on from there")
         code = INTERRUPTED
     except Exception as error:
         code = exit_code(error)
         if code == MISTAKE:
-            _complain(f"error: {error}")
+            complain(f"error: {error}")
         else:
             traceback.print_exc()
             first_line = (str(error).splitlines() or [""])[0]
-            _complain(f"error: {type(error).__name__}: {first_line} (unexpected; traceback above)")
+            complain(f"error: {type(error).__name__}: {first_line} (unexpected; traceback above)")
     sys.exit(code)
 
 
@@ -356,8 +357,3 @@ def _without_empty_sections(schema: type, layer: Layer) -> Layer:
         return kept
 
     return replace(layer, values=walk(schema, layer.values))
-
-
-def _complain(text: str) -> None:
-    sys.stdout.flush()
-    print(text, file=sys.stderr, flush=True)
