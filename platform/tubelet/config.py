@@ -14,6 +14,7 @@ ends: 0 done, 2 the user's mistake in one message, 1 a bug with its traceback, 7
 """
 
 import difflib
+import dis
 import json
 import re
 import sys
@@ -86,14 +87,29 @@ def run_main(main: Callable[[list[str]], int | None]) -> NoReturn:
 def exit_code(error: BaseException) -> int:
     """2 for the user's mistakes, 1 for everything else.
 
-    Mistakes are ``UserError`` and the ``ValueError`` classes that ``clips`` and ``videomae`` define
-    (they cannot know ``UserError``).  A bare ``ValueError`` may come from any library and is a bug.
+    A mistake is a ``ValueError`` that one of our three packages has raised on purpose: by a
+    ``raise`` of its own, or of a class of its own (the lower packages cannot know ``UserError``,
+    and an error that comes from another process has lost its traceback).  A ``ValueError`` from a
+    library, or from a call such as ``int("x")`` in our code, is a bug.
     """
-    mistake = isinstance(error, UserError) or any(
-        issubclass(kind, ValueError) and kind.__module__.partition(".")[0] in ("clips", "videomae")
-        for kind in type(error).__mro__
-    )
-    return MISTAKE if mistake else BUG
+    if not isinstance(error, ValueError):
+        return BUG
+    own_class = any(_is_ours(kind.__module__) for kind in type(error).__mro__)
+    return MISTAKE if own_class or _raised_by_us(error) else BUG
+
+
+def _raised_by_us(error: ValueError) -> bool:
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    if trace is None or not _is_ours(trace.tb_frame.f_globals.get("__name__", "")):
+        return False
+    instruction = trace.tb_frame.f_code.co_code[trace.tb_lasti]
+    return dis.opname[instruction] == "RAISE_VARARGS"  # a raise statement, not a failing call
+
+
+def _is_ours(module: str) -> bool:
+    return module.partition(".")[0] in ("tubelet", "videomae", "clips")
 
 
 def from_command_line(

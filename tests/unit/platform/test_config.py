@@ -9,7 +9,7 @@ import textwrap
 from collections.abc import Callable
 from dataclasses import FrozenInstanceError, dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import pytest
 from annotated_types import Gt, Le
@@ -472,14 +472,48 @@ def test_other_ends_keep_their_own_code(tmp_path: Path) -> None:
     assert interrupted.stderr.startswith("interrupted; finished work stays")
 
 
-def test_the_value_errors_that_clips_and_videomae_define_are_the_users() -> None:
-    foreign = {
+def code_of(body: str, module: str) -> int:
+    """The exit code for what ``body`` raises inside a module of that name."""
+    namespace: dict[str, Any] = {"__name__": module}
+    exec(f"def fail():\n{textwrap.indent(textwrap.dedent(body), '    ')}", namespace)
+    try:
+        namespace["fail"]()
+    except Exception as error:
+        return config.exit_code(error)
+    raise AssertionError("the body must raise")
+
+
+@pytest.mark.parametrize(
+    ("body", "module", "code"),
+    [
+        ("raise ValueError('data.stride is 0')", "clips.sampling", 2),
+        ("raise ValueError('data.stride is 0')", "torch.nn", 1),
+        ("int('x')", "clips.sampling", 1),
+        ("a, b = [1]", "clips.sampling", 1),
+        ("b'\\xff'.decode()", "clips.sampling", 1),
+        ("raise RuntimeError('x')", "clips.sampling", 1),
+        (
+            "try:\n    int('x')\nexcept ValueError as e:\n    raise ValueError('y') from e",
+            "tubelet.x",
+            2,
+        ),
+        ("try:\n    int('x')\nexcept ValueError:\n    raise", "tubelet.x", 1),
+    ],
+)
+def test_a_value_error_is_the_users_where_our_code_says_so_on_purpose(
+    body: str, module: str, code: int
+) -> None:
+    assert code_of(body, module) == code
+
+
+def test_value_errors_of_our_own_classes_are_the_users_even_without_a_traceback() -> None:
+    own = {
         package: type("Wrong", (ValueError,), {"__module__": f"{package}.storage"})
-        for package in ("clips", "videomae", "torch")
+        for package in ("tubelet", "clips", "videomae", "torch")
     }
-    codes = {package: config.exit_code(kind("x")) for package, kind in foreign.items()}
-    assert codes == {"clips": 2, "videomae": 2, "torch": 1}
-    wrapped = type("RayTaskError", (foreign["clips"],), {"__module__": "ray.exceptions"})
+    codes = {package: config.exit_code(kind("x")) for package, kind in own.items()}
+    assert codes == {"tubelet": 2, "clips": 2, "videomae": 2, "torch": 1}
+    wrapped = type("RayTaskError", (own["clips"],), {"__module__": "ray.exceptions"})
     assert config.exit_code(wrapped("x")) == 2
     assert config.exit_code(UserError("x")) == 2
     assert config.exit_code(ValueError("x")) == 1
