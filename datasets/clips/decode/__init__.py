@@ -1,0 +1,144 @@
+"""From one encoded video to the pixels of any number of clips, in one pass.
+
+`open_video` gives a `Reader`: it knows how many frames a video has and when they are shown, and
+reads the frames of several clips, each with its own crop, decoding every needed frame once.
+Backends:
+
+* `pyav` (default): exact for every codec FFmpeg knows, and decodes only frames that a wanted frame
+  depends on.
+* `decord`: the authors' decoder, for comparison; x86-64 Linux only. It hangs for ever on a few
+  damaged files (a missing first keyframe), so use it on a manifest whose files were probed.
+
+A file that cannot be decoded raises `DecodeError`, whose `kind` says why. It is not a
+`ValueError`: the file is at fault, not the user, and training goes on without it.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol, Self
+
+import numpy as np
+
+from clips.augment.geometry import Box
+
+Backend = Literal["pyav", "decord"]
+
+Kind = Literal[
+    "empty",  # no bytes, or no frames in the video stream
+    "no_video",  # no video stream (audio only, subtitles)
+    "still_image",  # a picture, whatever its name
+    "unsupported",  # a container, codec, or pixel format this build cannot read
+    "corrupt",  # damaged or truncated data
+    "missing_frames",  # the index lists frames that the decoder never delivers
+    "size_change",  # the picture changes its size or orientation in mid-stream
+    "too_large",  # more pixels in a frame than the limit
+    "timeout",  # not finished within the time limit
+    "io",  # the bytes could not be read
+]
+
+
+class DecodeError(Exception):
+    """A video that cannot be decoded.
+
+    Attributes:
+        kind: Why, one of a fixed set of words.
+        message: Details for people.
+    """
+
+    def __init__(self, kind: Kind, message: str) -> None:
+        super().__init__(kind, message)
+        self.kind: Kind = kind
+        self.message = message
+
+    def __str__(self) -> str:
+        return f"{self.kind}: {self.message}"
+
+
+@dataclass(frozen=True)
+class DecodeConfig:
+    """How videos are decoded (recipe section `decode`)."""
+
+    backend: Backend = "pyav"
+    """Decoder: `pyav` (default) or `decord` (x86-64 Linux only)."""
+    seconds: float = 20.0
+    """Time limit for one video, opening included; beyond it the video counts as bad."""
+    max_pixels: int = 4096 * 2304
+    """Largest frame that is decoded, in pixels: a damaged header can ask for gigabytes."""
+
+    def __post_init__(self) -> None:
+        if self.backend not in ("pyav", "decord"):
+            raise ValueError(f"decode.backend is {self.backend!r}; allowed: pyav, decord")
+        if self.seconds <= 0:
+            raise ValueError(f"decode.seconds is {self.seconds}; it must be positive")
+        if self.max_pixels < 1:
+            raise ValueError(f"decode.max_pixels is {self.max_pixels}; it must be positive")
+
+
+DEFAULT_DECODE = DecodeConfig()
+
+Boxes = Callable[[int, int], Sequence[Box]]
+"""From the displayed (width, height) to one crop per clip.
+
+A function, because a decoder learns of a rotation only when it decodes the first frame."""
+
+
+class Reader(Protocol):
+    """An opened video. Not shared between threads, and never carried over a fork."""
+
+    @property
+    def frames(self) -> int:
+        """Number of frames that a full decode would show."""
+        ...
+
+    @property
+    def fps(self) -> float:
+        """Frames per second, on average."""
+        ...
+
+    @property
+    def times_s(self) -> np.ndarray:
+        """float64 [frames]: when each frame is shown, in seconds from the first one."""
+        ...
+
+    def read(
+        self, indices: Sequence[np.ndarray], *, boxes: Boxes | None = None
+    ) -> list[np.ndarray]:
+        """Return one uint8 array [T, height, width, 3] (RGB) per clip.
+
+        Args:
+            indices: For each clip the frames it wants, in display order, each in 0 .. frames - 1.
+            boxes: The crop of each clip; None reads whole frames.
+
+        Raises:
+            DecodeError: A wanted frame cannot be decoded.
+        """
+        ...
+
+    def close(self) -> None:
+        """Release the file and the decoder."""
+        ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *exc_info: object) -> None: ...
+
+
+def open_video(source: str | bytes, *, config: DecodeConfig = DEFAULT_DECODE) -> Reader:
+    """Open a video for reading.
+
+    Args:
+        source: Path or URI (`s3://bucket/key`), or the encoded bytes themselves.
+        config: Backend and limits.
+
+    Raises:
+        DecodeError: The video cannot be read.
+        ValueError: The backend is not installed.
+    """
+    # Imported here: `import clips` stays light, and decord does not exist everywhere.
+    if config.backend == "decord":
+        from clips.decode.decord import DecordReader
+
+        return DecordReader(source, config=config)
+    from clips.decode.pyav import PyavReader
+
+    return PyavReader(source, config=config)

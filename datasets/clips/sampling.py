@@ -1,0 +1,62 @@
+"""Which frames make a clip: pure functions from (length, seed) to frame indices.
+
+*Dense* sampling is the authors' for pretraining: a uniform start, an exact stride, and, when the
+video is too short, the last frame that the stride can reach is held. *Centre* and *views* are its
+deterministic forms for evaluation: one clip in the middle, or several spread evenly over the whole
+video.
+
+Every function returns int64 indices into the video's frames in display order, never outside 0 ..
+length - 1. Source: the VideoMAE and VideoMAE V2 code (facts in the reference pages 1.7 and 2.3);
+anchors are in the tests.
+"""
+
+import numpy as np
+
+from clips.draws import below, draw_words
+
+
+def dense_indices(length: int, *, frames: int, stride: int, seed: int) -> np.ndarray:
+    """Return the indices [frames] of a clip that starts at a random frame.
+
+    The start is uniform over 0 .. length - frames * stride. A shorter video starts at 0.
+    """
+    _check(length, frames, stride)
+    slack = max(0, length - frames * stride)
+    (word,) = draw_words(seed, stream="time", count=1)
+    return strided_indices(length, start=below(slack + 1, word=word), frames=frames, stride=stride)
+
+
+def centre_indices(length: int, *, frames: int, stride: int) -> np.ndarray:
+    """Return the indices [frames] of the clip in the middle of the video."""
+    _check(length, frames, stride)
+    start = max(0, length - frames * stride) // 2
+    return strided_indices(length, start=start, frames=frames, stride=stride)
+
+
+def view_indices(length: int, *, frames: int, stride: int, views: int) -> np.ndarray:
+    """Return the indices [views, frames] of clips spread evenly over the video.
+
+    The video is thinned to every `stride`-th frame; the starts are then spaced evenly over the
+    thinned video. One view lies in the middle, where the authors' formula would divide by zero.
+    """
+    _check(length, frames, stride)
+    assert views >= 1, views
+    slack = max(0, -(-length // stride) - frames)
+    starts = [slack // 2] if views == 1 else [k * slack // (views - 1) for k in range(views)]
+    return np.stack(
+        [strided_indices(length, start=s * stride, frames=frames, stride=stride) for s in starts]
+    )
+
+
+def strided_indices(length: int, *, start: int, frames: int, stride: int) -> np.ndarray:
+    """Return `frames` indices from `start` by `stride`, held at the last one below `length`."""
+    _check(length, frames, stride)
+    assert 0 <= start < length, (start, length)
+    reachable = (length - 1 - start) // stride
+    return start + np.minimum(np.arange(frames, dtype=np.int64), reachable) * stride
+
+
+def _check(length: int, frames: int, stride: int) -> None:
+    assert length >= 1, length
+    assert frames >= 1, frames
+    assert stride >= 1, stride

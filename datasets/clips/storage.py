@@ -1,0 +1,479 @@
+"""Files wherever they are: folders, S3 buckets, and whatever else fsspec can reach.
+
+A place is a string: a local path, or a URI (`s3://bucket/key`, `gs://...`, `memory://...`).
+Credentials come only from the environment's own chain (variables, profile, instance role), the
+endpoint from `AWS_ENDPOINT_URL`. Servers other than Amazon's reject the newer checksum trailers,
+so both checksum variables are set to `when_required` unless the user has set them.
+
+Failures are sorted by what helps. Passing ones (connection lost, time-out, busy server) are tried
+again with growing, jittered pauses for `RETRY_SECONDS`; the rest, and those that outlast the
+retries, become one `StorageError` that says what is wrong, where, and what to do, and never shows
+a password or a signature.
+
+Writes are atomic: a reader sees the old bytes or the new ones. `create_exclusive` is the only
+claim that is safe between machines (measured, operations.md: s3fs's own exclusive mode silently
+overwrites).
+"""
+
+import contextlib
+import functools
+import logging
+import os
+import re
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, Literal, TypeVar
+
+import tenacity
+
+if TYPE_CHECKING:
+    import fsspec
+
+T = TypeVar("T")
+
+_log = logging.getLogger(__name__)
+
+RETRY_SECONDS = 15.0
+"""How long a passing failure is tried again; CLIPS_STORAGE_RETRY_SECONDS overrides it."""
+BLOCK_BYTES = 1 << 20
+"""Block of a seekable remote file."""
+
+ErrorKind = Literal[
+    "missing",
+    "no_bucket",
+    "no_credentials",
+    "denied",
+    "expired",
+    "unreachable",
+    "unsupported",
+    "failed",
+]
+
+_ADVICE: dict[ErrorKind, tuple[str, str]] = {
+    "missing": ("there is nothing at", "check the spelling"),
+    "no_bucket": ("the bucket does not exist:", "check its name, and AWS_ENDPOINT_URL"),
+    "no_credentials": (
+        "no credentials for",
+        "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or give the machine a role",
+    ),
+    "denied": ("access denied to", "check that these credentials may read (and write) it"),
+    "expired": ("the credentials have expired for", "renew them"),
+    "unreachable": ("cannot reach the storage of", "check the network, and AWS_ENDPOINT_URL"),
+    "unsupported": ("cannot open", "use a local path, s3://, or install what fsspec asks for"),
+    "failed": ("the storage failed on", "see the server's answer"),
+}
+
+
+class StorageError(ValueError):
+    """A place that cannot be read or written.
+
+    Attributes:
+        kind: What is wrong, one of a fixed set of words.
+    """
+
+    def __init__(self, kind: ErrorKind, message: str) -> None:
+        super().__init__(kind, message)
+        self.kind: ErrorKind = kind
+
+    def __str__(self) -> str:
+        return self.args[1]
+
+
+@dataclass(frozen=True)
+class FileInfo:
+    """One file of a listing."""
+
+    path: str
+    """Path relative to the listed place, with forward slashes."""
+    size: int
+    etag: str | None
+    """The object's etag, without quotes; None for local files."""
+
+
+# --- names -----------------------------------------------------------------------------------
+
+
+def is_local(uri: str) -> bool:
+    """Return whether `uri` is a path of this machine."""
+    scheme = _scheme(uri)
+    return scheme in ("", "file", "local")
+
+
+def local_path(uri: str) -> str:
+    """Return the absolute path of a local `uri`."""
+    assert is_local(uri), uri
+    path = uri.split("://", 1)[1] if "://" in uri else uri
+    return os.path.abspath(os.path.expanduser(path))
+
+
+def absolute(uri: str) -> str:
+    """Return `uri` so that it means the same in every working directory."""
+    return local_path(uri) if is_local(uri) else uri.rstrip("/")
+
+
+def join(root: str, path: str) -> str:
+    """Return the place of `path` (relative, forward slashes) below `root`."""
+    return f"{root.rstrip('/')}/{path}" if root else path
+
+
+def redact(uri: str) -> str:
+    """Return `uri` without user, password, and query: fit for messages and logs."""
+    if "://" not in uri:
+        return uri
+    scheme, rest = uri.split("://", 1)
+    rest = rest.split("?", 1)[0] if scheme in ("http", "https") or "X-Amz-" in rest else rest
+    place, slash, path = rest.partition("/")
+    return f"{scheme}://{place.rpartition('@')[2]}{slash}{path}"
+
+
+# --- reading ---------------------------------------------------------------------------------
+
+
+def exists(uri: str) -> bool:
+    """Return whether there is a file, object, or folder at `uri`."""
+    return _attempt(uri, lambda fs, path: fs.exists(path))
+
+
+def is_folder(uri: str) -> bool:
+    """Return whether `uri` is a folder, or a prefix with objects below it."""
+    return _attempt(uri, lambda fs, path: fs.isdir(path))
+
+
+def size(uri: str) -> int:
+    """Return the length in bytes of the file at `uri`."""
+    return stat(uri).size
+
+
+def stat(uri: str) -> FileInfo:
+    """Return size and etag of the file at `uri`; `path` is its name."""
+
+    def look(fs: Any, path: str) -> FileInfo:
+        found = fs.info(path)
+        if found["type"] == "directory":
+            raise IsADirectoryError(path)
+        return FileInfo(path.rsplit("/", 1)[-1], int(found["size"]), _etag(found))
+
+    return _attempt(uri, look)
+
+
+def list_files(uri: str) -> Iterator[FileInfo]:
+    """Yield every file below `uri`, sorted by path.
+
+    Raises:
+        StorageError: There is no such place. (An empty folder yields nothing.)
+    """
+
+    def look(fs: Any, path: str) -> list[FileInfo]:
+        found = fs.find(path, detail=True)
+        if not found and not fs.exists(path):
+            raise FileNotFoundError(path)
+        base = path.rstrip("/")
+        return [
+            FileInfo(name[len(base) :].lstrip("/"), int(info["size"] or 0), _etag(info))
+            for name, info in sorted(found.items())
+            if info["type"] != "directory" and name.rstrip("/") != base
+        ]
+
+    yield from _attempt(uri, look)
+
+
+def list_names(uri: str) -> list[str]:
+    """Return the names of what lies directly in folder `uri`, sorted; none if it is not there."""
+
+    def look(fs: Any, path: str) -> list[str]:
+        fs.invalidate_cache()
+        try:
+            found = fs.ls(path, detail=False)
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        return sorted({name.rstrip("/").rsplit("/", 1)[-1] for name in found} - {""})
+
+    return _attempt(uri, look)
+
+
+def read_bytes(uri: str) -> bytes:
+    """Return the whole content of `uri`."""
+    return _attempt(uri, lambda fs, path: fs.cat_file(path))
+
+
+def read_range(uri: str, *, start: int, length: int) -> bytes:
+    """Return `length` bytes from `start`; fewer at the end of the file."""
+    return _attempt(uri, lambda fs, path: fs.cat_file(path, start=start, end=start + length))
+
+
+def open_seekable(uri: str) -> IO[bytes]:
+    """Open `uri` for reading at any position; remote files are fetched in blocks of 1 MB."""
+    return _attempt(
+        uri,
+        lambda fs, path: fs.open(path, "rb", block_size=BLOCK_BYTES, cache_type="readahead"),
+    )
+
+
+# --- writing ---------------------------------------------------------------------------------
+
+
+def write_bytes(uri: str, data: bytes) -> None:
+    """Write `data` to `uri`, replacing what is there; missing local folders are made."""
+    if is_local(uri):
+        _guard(uri, lambda: _write_local(Path(local_path(uri)), data, exclusive=False))
+    else:
+        _attempt(uri, lambda fs, path: fs.pipe_file(path, data))
+
+
+def create_exclusive(uri: str, data: bytes) -> bool:
+    """Write `data` to `uri` unless something is there; of many callers exactly one succeeds.
+
+    Returns:
+        Whether this call wrote it. After True the whole content is visible.
+
+    Raises:
+        StorageError: The storage has no atomic create (only local files and S3 have one here).
+    """
+    if is_local(uri):
+        return _guard(uri, lambda: _write_local(Path(local_path(uri)), data, exclusive=True))
+    if _scheme(uri) != "s3":
+        raise _error("unsupported", uri, "atomic creation needs a local path or s3://")
+    return _guard(uri, lambda: _put_if_absent(uri, data))
+
+
+def remove(uri: str) -> None:
+    """Delete the file or the whole folder at `uri`; nothing happens when there is none."""
+
+    def delete(fs: Any, path: str) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            fs.rm(path, recursive=True)
+
+    _attempt(uri, delete)
+
+
+def _write_local(path: Path, data: bytes, *, exclusive: bool) -> bool:
+    """Write through a temporary neighbour, so that no reader ever sees half a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(name, 0o666 & ~_umask())
+        if exclusive:
+            os.link(name, path)
+        else:
+            os.replace(name, path)
+    except FileExistsError:
+        return False
+    finally:
+        Path(name).unlink(missing_ok=True)
+    return True
+
+
+def _put_if_absent(uri: str, data: bytes) -> bool:
+    import botocore.exceptions
+
+    bucket, _, key = uri.split("://", 1)[1].partition("/")
+    try:
+        _s3_client().put_object(Bucket=bucket, Key=key, Body=data, IfNoneMatch="*")
+    except botocore.exceptions.ClientError as error:
+        if error.response["ResponseMetadata"]["HTTPStatusCode"] in (409, 412):
+            return False
+        raise
+    return True
+
+
+# --- below -----------------------------------------------------------------------------------
+
+
+def _scheme(uri: str) -> str:
+    found = re.match(r"([A-Za-z][A-Za-z0-9+.\-]*)://", uri)
+    return found.group(1).lower() if found else ""
+
+
+def _etag(info: dict[str, Any]) -> str | None:
+    tag = info.get("ETag") or info.get("etag")
+    return str(tag).strip('"') if tag else None
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _s3_environment() -> None:
+    """Settings that S3 servers other than Amazon's need; the user's own values win."""
+    os.environ.setdefault("AWS_REQUEST_CHECKSUM_CALCULATION", "when_required")
+    os.environ.setdefault("AWS_RESPONSE_CHECKSUM_VALIDATION", "when_required")
+
+
+@functools.lru_cache(maxsize=4)
+def _s3_client_of(process: int, endpoint: str | None) -> Any:
+    import boto3
+    from botocore.config import Config
+
+    return boto3.client(
+        "s3",
+        endpoint_url=endpoint,
+        config=Config(
+            connect_timeout=5,
+            read_timeout=30,
+            retries={"mode": "standard", "total_max_attempts": 2},
+        ),
+    )
+
+
+def _s3_client() -> Any:
+    _s3_environment()
+    return _s3_client_of(os.getpid(), os.environ.get("AWS_ENDPOINT_URL"))
+
+
+def _filesystem(uri: str) -> tuple["fsspec.AbstractFileSystem", str]:
+    import fsspec
+
+    scheme = _scheme(uri)
+    if is_local(uri):
+        return fsspec.filesystem("file"), local_path(uri)
+    options: dict[str, Any] = {}
+    if scheme == "s3":
+        _s3_environment()
+        options = {
+            "endpoint_url": os.environ.get("AWS_ENDPOINT_URL"),
+            "use_listings_cache": False,
+            "config_kwargs": {
+                "connect_timeout": 5,
+                "read_timeout": 30,
+                "retries": {"max_attempts": 1},
+            },
+        }
+    fs = fsspec.filesystem(scheme, **options)
+    return fs, fs._strip_protocol(uri)
+
+
+def _attempt(uri: str, action: Callable[[Any, str], T]) -> T:
+    """Run `action(filesystem, path)` with retries; failures come out as `StorageError`."""
+
+    def act() -> T:
+        fs, path = _filesystem(uri)
+        return action(fs, path)
+
+    return _guard(uri, act)
+
+
+def _guard(uri: str, action: Callable[[], T]) -> T:
+    patience = float(os.environ.get("CLIPS_STORAGE_RETRY_SECONDS", RETRY_SECONDS))
+    retrying = tenacity.Retrying(
+        retry=tenacity.retry_if_exception(_is_passing),
+        wait=tenacity.wait_random_exponential(multiplier=0.2, max=5.0),
+        stop=tenacity.stop_after_delay(patience),
+        before_sleep=lambda state: _log.info(
+            "storage: %s failed, attempt %d: %s", redact(uri), state.attempt_number, state.outcome
+        ),
+        reraise=True,
+    )
+    try:
+        return retrying(action)
+    except StorageError:
+        raise
+    except Exception as error:
+        kind = _kind(error, uri)
+        raise _error(kind, uri, "" if kind == "missing" else _detail(error)) from error
+
+
+def _error(kind: ErrorKind, uri: str, detail: str) -> StorageError:
+    what, advice = _ADVICE[kind]
+    return StorageError(
+        kind, f"{what} {redact(uri)}" + (f" ({detail})" if detail else "") + f"; {advice}"
+    )
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    seen: BaseException | None = error
+    while seen is not None:
+        yield seen
+        seen = seen.__cause__ or seen.__context__
+
+
+def _codes(error: BaseException) -> set[str]:
+    """Return the S3 error codes and the class names of an error and its causes."""
+    found: set[str] = set()
+    for link in _chain(error):
+        found.add(type(link).__name__)
+        response = getattr(link, "response", None)
+        if isinstance(response, dict):
+            found.add(str(response.get("Error", {}).get("Code")))
+            found.add(str(response.get("ResponseMetadata", {}).get("HTTPStatusCode")))
+    return found
+
+
+_PASSING = {
+    *("ConnectionError", "ConnectionResetError", "ConnectionRefusedError", "BrokenPipeError"),
+    *(
+        "EndpointConnectionError",
+        "ConnectionClosedError",
+        "ConnectTimeoutError",
+        "ReadTimeoutError",
+    ),
+    *(
+        "ClientConnectorError",
+        "ServerDisconnectedError",
+        "ClientPayloadError",
+        "IncompleteReadError",
+    ),
+    *("ResponseStreamingError", "HTTPClientError", "TimeoutError", "RequestTimeout", "SlowDown"),
+    *("InternalError", "ServiceUnavailable", "500", "502", "503", "504"),
+}
+_EXPIRED = {
+    "ExpiredToken",
+    "ExpiredTokenException",
+    "TokenRefreshRequired",
+    "RequestExpired",
+    "TokenRetrievalError",
+    "UnauthorizedSSOTokenError",
+}
+_NO_CREDENTIALS = {
+    "NoCredentialsError",
+    "PartialCredentialsError",
+    "CredentialRetrievalError",
+    "ProfileNotFound",
+}
+_DENIED = {
+    "AccessDenied",
+    "InvalidAccessKeyId",
+    "SignatureDoesNotMatch",
+    "PermissionError",
+    "403",
+    "401",
+    "AllAccessDisabled",
+}
+
+
+def _is_passing(error: BaseException) -> bool:
+    codes = _codes(error)
+    return bool(codes & _PASSING) and not codes & (_EXPIRED | _NO_CREDENTIALS | _DENIED)
+
+
+def _kind(error: BaseException, uri: str) -> ErrorKind:
+    codes = _codes(error)
+    if codes & _EXPIRED:
+        return "expired"
+    if codes & _NO_CREDENTIALS:
+        return "no_credentials"
+    if codes & _DENIED:
+        return "denied"
+    if "NoSuchBucket" in codes:
+        return "no_bucket"
+    if codes & {"FileNotFoundError", "NoSuchKey", "404", "IsADirectoryError", "NotADirectoryError"}:
+        return "missing"
+    if codes & {"ImportError", "ModuleNotFoundError"} or (
+        isinstance(error, ValueError) and "rotocol" in str(error)
+    ):
+        return "unsupported"
+    return "unreachable" if codes & _PASSING else "failed"
+
+
+def _detail(error: BaseException) -> str:
+    """Return the first line of an error, with anything that looks like a URI's secrets removed."""
+    text = (str(error).splitlines() or [""])[0][:200]
+    text = re.sub(r"\w+://\S+", lambda found: redact(found.group()), text)
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
