@@ -1,10 +1,22 @@
 """Fixtures that more than one shelf uses."""
 
+import os
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+
+hypothesis.settings.register_profile("shared machine", deadline=None)  # load is no failure
+hypothesis.settings.load_profile("shared machine")
+
+PARTS = {  # what a test may need of the system: programs, any of which will do
+    "chromium": ("chromium", "chromium-browser", "google-chrome"),
+    "ffmpeg": ("ffmpeg",),
+}
 
 
 @pytest.fixture(scope="session")
@@ -14,3 +26,22 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.skip("needs ../shared/data, which is not beside this checkout")
     return folder
+
+
+@pytest.fixture(scope="session")
+def require() -> Callable[[str], str]:
+    """Path of a system program: ``require("chromium")``.
+
+    Without it the test skips, or fails where TUBELET_REQUIRE names the part, as .ci/run has it.
+    """
+
+    def require(part: str) -> str:
+        for program in PARTS[part]:
+            if path := shutil.which(program):
+                return path
+        reason = f"needs {part}, and finds none of {', '.join(PARTS[part])} on PATH"
+        if part in os.environ.get("TUBELET_REQUIRE", "").split(","):
+            pytest.fail(reason)
+        pytest.skip(reason)
+
+    return require

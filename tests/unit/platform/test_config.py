@@ -1,23 +1,18 @@
 """The recipe loader: every mistake at once, in words, with the line where it stands."""
 
 import json
-import math
 import pickle
-import subprocess
-import sys
 import textwrap
 from collections.abc import Callable
 from dataclasses import FrozenInstanceError, dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import pytest
 from annotated_types import Gt, Le
-from hypothesis import given
-from hypothesis import strategies as st
 
-from tubelet import config, layers
-from tubelet.config import ConfigError, UserError
+from tubelet import config
+from tubelet.config import ConfigError
 from tubelet.schema import keys_of
 
 
@@ -273,23 +268,6 @@ def test_a_folder_or_a_binary_file_in_place_of_a_recipe_is_said_so(
     ]
 
 
-def test_numbers_and_words_are_read_as_yaml_1_2_does(write: Write) -> None:
-    file = write(
-        """
-        {a: 3e-4, b: 010, c: 0x1F, d: 0o17, e: .5, f: -.inf, g: no, h: 2026-11-25, i: 1:30,
-         j: true, k: ~, l: "3e-4", m: 800ep, n: 1_000, o: +7, p: 1., q: .nan, r: on, s: Null}
-        """
-    )
-    values = layers.read_file(file).values
-    assert math.isnan(values.pop("q"))
-    assert values == {
-        "a": 3e-4, "b": 10, "c": 31, "d": 15, "e": 0.5, "f": -math.inf, "g": "no",
-        "h": "2026-11-25", "i": "1:30", "j": True, "k": None, "l": "3e-4", "m": "800ep",
-        "n": "1_000", "o": 7, "p": 1.0, "r": "on", "s": None,
-    }  # fmt: skip
-    assert [type(values[key]) for key in "abj"] == [float, int, bool]
-
-
 def test_a_section_whose_lines_are_commented_out_changes_nothing(write: Write) -> None:
     first = write("epochs: 8ep\noptim: {lr: 2.0}\n", "a.yaml")
     second = write("optim:\n#  lr: 3.0\n", "b.yaml")
@@ -346,31 +324,6 @@ def test_print_shows_the_whole_recipe_and_it_can_be_fed_back(
     assert again == config.load(Recipe, [file], ["optim.lr=1e-5"])
 
 
-TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=12) | st.sampled_from(
-    ["3e-4", "010", "0o7", "no", "yes", "~", "null", "true", "1:30", "2026-11-25", "*a", "&a", "<<",
-     "- a", "a: b", "#", "", " ", ".inf", "0x1F", "!t", "|", ">", "%", "@", "=", "\u2028", "\x85"]
-)  # fmt: skip
-VALUE = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | TEXT
-
-
-@given(
-    st.dictionaries(
-        TEXT,
-        st.recursive(
-            VALUE, lambda x: st.lists(x, max_size=3) | st.dictionaries(TEXT, x), max_leaves=6
-        ),
-    )
-)
-def test_whatever_is_dumped_is_read_back_unchanged(
-    tmp_path_factory: pytest.TempPathFactory, values: dict[str, object]
-) -> None:
-    file = tmp_path_factory.getbasetemp() / "round.yaml"
-    file.write_bytes(layers.dump(values).encode())
-    assert layers.read_file(file) == layers.read_file(file)
-    assert layers.read_file(file).problems == ()
-    assert layers.read_file(file).values == values
-
-
 def test_flatten_spells_keys_as_overrides_do() -> None:
     recipe = Recipe(epochs="8ep", tags={"team": "x"})
     flat = config.flatten(recipe)
@@ -425,95 +378,3 @@ def test_schema_for_editors_knows_docstrings_bounds_and_refuses_unknown_keys(
 def test_config_errors_survive_the_way_through_a_worker_process() -> None:
     error = pickle.loads(pickle.dumps(ConfigError(["a: b", "c: d"])))
     assert error.problems == ("a: b", "c: d")
-
-
-# --- how a job ends -----------------------------------------------------------------------
-
-
-def run_job(tmp_path: Path, body: str) -> subprocess.CompletedProcess[str]:
-    script = tmp_path / "job.py"
-    script.write_text(
-        "from tubelet import config\n"
-        f"def main(arguments):\n{textwrap.indent(textwrap.dedent(body), '    ')}\n"
-        "config.run_main(main)\n"
-    )
-    path = [str(Path(config.__file__).parents[1])]
-    return subprocess.run(
-        [sys.executable, str(script), "one", "two"],
-        env={"PYTHONPATH": ":".join(path)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-
-
-def test_a_users_mistake_is_one_message_and_exit_code_2(tmp_path: Path) -> None:
-    done = run_job(tmp_path, "print('working'); raise config.UserError('videos: no such folder')")
-    assert (done.returncode, done.stdout) == (2, "working\n")
-    assert done.stderr == "error: videos: no such folder\n"
-
-
-def test_a_bug_shows_its_traceback_and_one_closing_line_with_exit_code_1(tmp_path: Path) -> None:
-    done = run_job(tmp_path, "int('x')")
-    assert done.returncode == 1
-    assert done.stderr.startswith("Traceback")
-    assert done.stderr.splitlines()[-1] == (
-        "error: ValueError: invalid literal for int() with base 10: 'x' "
-        "(unexpected; traceback above)"
-    )
-
-
-def test_other_ends_keep_their_own_code(tmp_path: Path) -> None:
-    assert run_job(tmp_path, "assert arguments == ['one', 'two']").returncode == 0
-    assert run_job(tmp_path, "return 3").returncode == 3
-    assert run_job(tmp_path, "raise SystemExit(75)").returncode == 75
-    interrupted = run_job(tmp_path, "raise KeyboardInterrupt")
-    assert interrupted.returncode == 75
-    assert interrupted.stderr.startswith("interrupted; finished work stays")
-
-
-def code_of(body: str, module: str) -> int:
-    """The exit code for what ``body`` raises inside a module of that name."""
-    namespace: dict[str, Any] = {"__name__": module}
-    exec(f"def fail():\n{textwrap.indent(textwrap.dedent(body), '    ')}", namespace)
-    try:
-        namespace["fail"]()
-    except Exception as error:
-        return config.exit_code(error)
-    raise AssertionError("the body must raise")
-
-
-@pytest.mark.parametrize(
-    ("body", "module", "code"),
-    [
-        ("raise ValueError('data.stride is 0')", "clips.sampling", 2),
-        ("raise ValueError('data.stride is 0')", "torch.nn", 1),
-        ("int('x')", "clips.sampling", 1),
-        ("a, b = [1]", "clips.sampling", 1),
-        ("b'\\xff'.decode()", "clips.sampling", 1),
-        ("raise RuntimeError('x')", "clips.sampling", 1),
-        (
-            "try:\n    int('x')\nexcept ValueError as e:\n    raise ValueError('y') from e",
-            "tubelet.x",
-            2,
-        ),
-        ("try:\n    int('x')\nexcept ValueError:\n    raise", "tubelet.x", 1),
-    ],
-)
-def test_a_value_error_is_the_users_where_our_code_says_so_on_purpose(
-    body: str, module: str, code: int
-) -> None:
-    assert code_of(body, module) == code
-
-
-def test_value_errors_of_our_own_classes_are_the_users_even_without_a_traceback() -> None:
-    own = {
-        package: type("Wrong", (ValueError,), {"__module__": f"{package}.storage"})
-        for package in ("tubelet", "clips", "videomae", "torch")
-    }
-    codes = {package: config.exit_code(kind("x")) for package, kind in own.items()}
-    assert codes == {"tubelet": 2, "clips": 2, "videomae": 2, "torch": 1}
-    wrapped = type("RayTaskError", (own["clips"],), {"__module__": "ray.exceptions"})
-    assert config.exit_code(wrapped("x")) == 2
-    assert config.exit_code(UserError("x")) == 2
-    assert config.exit_code(ValueError("x")) == 1

@@ -1,0 +1,36 @@
+# Each target first makes .venv what constraints.txt says; when it is, that installs nothing.
+#   make demo                                 the whole path on generated videos, in minutes
+#   make demo VIDEOS=folder-or-s3-prefix      on your own videos (LABELS=folders: fine-tuning too)
+#   make test, make test-slow, make check     tests, the slow rest, static checks
+
+PYTHON := .venv/bin/python
+LOCK := --universal --python-version 3.11 --generate-hashes --no-emit-index-url --group dev
+
+.PHONY: demo demo-study test test-slow check format constraints clean install
+
+demo: install
+	$(PYTHON) jobs/demo.py $(if $(VIDEOS),'videos=$(VIDEOS)') $(if $(LABELS),'labels=$(LABELS)')
+
+demo-study: install
+	$(PYTHON) jobs/demo.py study=true
+
+test: install
+	$(PYTHON) -m pytest -m "not slow and not gpu"
+
+test-slow: install
+	$(PYTHON) -m pytest -m "slow and not gpu"
+
+check: install
+	.venv/bin/ruff format --check && .venv/bin/ruff check && .venv/bin/pyright && .venv/bin/lint-imports --no-logo
+
+format: install
+	.venv/bin/ruff format && .venv/bin/ruff check --fix
+
+constraints: install
+	.venv/bin/uv pip compile $(LOCK) --system-certs --quiet --custom-compile-command "make constraints" pyproject.toml -o constraints.txt
+
+clean:
+	rm -rf build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+
+install:
+	@sh infra/bootstrap.sh
