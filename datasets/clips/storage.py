@@ -24,9 +24,11 @@ import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Literal, TypeVar
+from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 import tenacity
+
+from clips.storage_errors import StorageError, explained, is_passing, redact, storage_error
 
 if TYPE_CHECKING:
     import fsspec
@@ -39,46 +41,6 @@ RETRY_SECONDS = 15.0
 """How long a passing failure is tried again; CLIPS_STORAGE_RETRY_SECONDS overrides it."""
 BLOCK_BYTES = 1 << 20
 """Block of a seekable remote file."""
-
-ErrorKind = Literal[
-    "missing",
-    "no_bucket",
-    "no_credentials",
-    "denied",
-    "expired",
-    "unreachable",
-    "unsupported",
-    "failed",
-]
-
-_ADVICE: dict[ErrorKind, tuple[str, str]] = {
-    "missing": ("there is nothing at", "check the spelling"),
-    "no_bucket": ("the bucket does not exist:", "check its name, and AWS_ENDPOINT_URL"),
-    "no_credentials": (
-        "no credentials for",
-        "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or give the machine a role",
-    ),
-    "denied": ("access denied to", "check that these credentials may read (and write) it"),
-    "expired": ("the credentials have expired for", "renew them"),
-    "unreachable": ("cannot reach the storage of", "check the network, and AWS_ENDPOINT_URL"),
-    "unsupported": ("cannot open", "use a local path, s3://, or install what fsspec asks for"),
-    "failed": ("the storage failed on", "see the server's answer"),
-}
-
-
-class StorageError(ValueError):
-    """A place that cannot be read or written.
-
-    Attributes:
-        kind: What is wrong, one of a fixed set of words.
-    """
-
-    def __init__(self, kind: ErrorKind, message: str) -> None:
-        super().__init__(kind, message)
-        self.kind: ErrorKind = kind
-
-    def __str__(self) -> str:
-        return self.args[1]
 
 
 @dataclass(frozen=True)
@@ -116,16 +78,6 @@ def absolute(uri: str) -> str:
 def join(root: str, path: str) -> str:
     """Return the place of `path` (relative, forward slashes) below `root`."""
     return f"{root.rstrip('/')}/{path}" if root else path
-
-
-def redact(uri: str) -> str:
-    """Return `uri` without user, password, and query: fit for messages and logs."""
-    if "://" not in uri:
-        return uri
-    scheme, rest = uri.split("://", 1)
-    rest = rest.split("?", 1)[0] if scheme in ("http", "https") or "X-Amz-" in rest else rest
-    place, slash, path = rest.partition("/")
-    return f"{scheme}://{place.rpartition('@')[2]}{slash}{path}"
 
 
 # --- reading ---------------------------------------------------------------------------------
@@ -234,7 +186,7 @@ def create_exclusive(uri: str, data: bytes) -> bool:
     if is_local(uri):
         return _guard(uri, lambda: _write_local(Path(local_path(uri)), data, exclusive=True))
     if _scheme(uri) != "s3":
-        raise _error("unsupported", uri, "atomic creation needs a local path or s3://")
+        raise storage_error("unsupported", uri, "atomic creation needs a local path or s3://")
     return _guard(uri, lambda: _put_if_absent(uri, data))
 
 
@@ -363,7 +315,7 @@ def _attempt(uri: str, action: Callable[[Any, str], T]) -> T:
 def _guard(uri: str, action: Callable[[], T]) -> T:
     patience = float(os.environ.get("CLIPS_STORAGE_RETRY_SECONDS", RETRY_SECONDS))
     retrying = tenacity.Retrying(
-        retry=tenacity.retry_if_exception(_is_passing),
+        retry=tenacity.retry_if_exception(is_passing),
         wait=tenacity.wait_random_exponential(multiplier=0.2, max=5.0),
         stop=tenacity.stop_after_delay(patience),
         before_sleep=lambda state: _log.info(
@@ -376,104 +328,4 @@ def _guard(uri: str, action: Callable[[], T]) -> T:
     except StorageError:
         raise
     except Exception as error:
-        kind = _kind(error, uri)
-        raise _error(kind, uri, "" if kind == "missing" else _detail(error)) from error
-
-
-def _error(kind: ErrorKind, uri: str, detail: str) -> StorageError:
-    what, advice = _ADVICE[kind]
-    return StorageError(
-        kind, f"{what} {redact(uri)}" + (f" ({detail})" if detail else "") + f"; {advice}"
-    )
-
-
-def _chain(error: BaseException) -> Iterator[BaseException]:
-    seen: BaseException | None = error
-    while seen is not None:
-        yield seen
-        seen = seen.__cause__ or seen.__context__
-
-
-def _codes(error: BaseException) -> set[str]:
-    """Return the S3 error codes and the class names of an error and its causes."""
-    found: set[str] = set()
-    for link in _chain(error):
-        found.add(type(link).__name__)
-        response = getattr(link, "response", None)
-        if isinstance(response, dict):
-            found.add(str(response.get("Error", {}).get("Code")))
-            found.add(str(response.get("ResponseMetadata", {}).get("HTTPStatusCode")))
-    return found
-
-
-_PASSING = {
-    *("ConnectionError", "ConnectionResetError", "ConnectionRefusedError", "BrokenPipeError"),
-    *(
-        "EndpointConnectionError",
-        "ConnectionClosedError",
-        "ConnectTimeoutError",
-        "ReadTimeoutError",
-    ),
-    *(
-        "ClientConnectorError",
-        "ServerDisconnectedError",
-        "ClientPayloadError",
-        "IncompleteReadError",
-    ),
-    *("ResponseStreamingError", "HTTPClientError", "TimeoutError", "RequestTimeout", "SlowDown"),
-    *("InternalError", "ServiceUnavailable", "500", "502", "503", "504"),
-}
-_EXPIRED = {
-    "ExpiredToken",
-    "ExpiredTokenException",
-    "TokenRefreshRequired",
-    "RequestExpired",
-    "TokenRetrievalError",
-    "UnauthorizedSSOTokenError",
-}
-_NO_CREDENTIALS = {
-    "NoCredentialsError",
-    "PartialCredentialsError",
-    "CredentialRetrievalError",
-    "ProfileNotFound",
-}
-_DENIED = {
-    "AccessDenied",
-    "InvalidAccessKeyId",
-    "SignatureDoesNotMatch",
-    "PermissionError",
-    "403",
-    "401",
-    "AllAccessDisabled",
-}
-
-
-def _is_passing(error: BaseException) -> bool:
-    codes = _codes(error)
-    return bool(codes & _PASSING) and not codes & (_EXPIRED | _NO_CREDENTIALS | _DENIED)
-
-
-def _kind(error: BaseException, uri: str) -> ErrorKind:
-    codes = _codes(error)
-    if codes & _EXPIRED:
-        return "expired"
-    if codes & _NO_CREDENTIALS:
-        return "no_credentials"
-    if codes & _DENIED:
-        return "denied"
-    if "NoSuchBucket" in codes:
-        return "no_bucket"
-    if codes & {"FileNotFoundError", "NoSuchKey", "404", "IsADirectoryError", "NotADirectoryError"}:
-        return "missing"
-    if codes & {"ImportError", "ModuleNotFoundError"} or (
-        isinstance(error, ValueError) and "rotocol" in str(error)
-    ):
-        return "unsupported"
-    return "unreachable" if codes & _PASSING else "failed"
-
-
-def _detail(error: BaseException) -> str:
-    """Return the first line of an error, with anything that looks like a URI's secrets removed."""
-    text = (str(error).splitlines() or [""])[0][:200]
-    text = re.sub(r"\w+://\S+", lambda found: redact(found.group()), text)
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+        raise explained(error, uri) from error

@@ -1,6 +1,4 @@
-"""Where each wanted frame of a video goes: a frame may serve several clips, each with its own
-crop.
-"""
+"""Where each wanted frame of a video goes: it may serve several clips, each with its crop."""
 
 from collections.abc import Sequence
 

@@ -73,11 +73,10 @@ class PyavReader:
         self._source = source
         self._keep_bytes = keep_bytes
         self._deadline = time.monotonic() + config.seconds
-        self._name = source if isinstance(source, str) else f"{len(source)} bytes"
         self._reformatter = VideoReformatter()
         self.rotation = 0
         """Degrees by which the decoded frames were turned; known once a frame was read."""
-        with _errors(self._name):
+        with _errors("opening"):
             self._container, self._stream = self._open()
             try:
                 self._index()
@@ -124,17 +123,17 @@ class PyavReader:
     ) -> list[np.ndarray]:
         """Return one uint8 array [T, height, width, 3] per clip; see `clips.decode.Reader`."""
         plan = Plan(indices, boxes, frames=self.frames)
-        with _errors(self._name):
+        with _errors("decoding"):
             for index, frame in self._wanted_frames(plan.wanted):
                 if frame.is_corrupt:  # FFmpeg concealed damage with what it had
-                    raise DecodeError("corrupt", f"frame {index} is damaged ({self._name})")
+                    raise DecodeError("corrupt", f"frame {index} is damaged")
                 plan.store(index, self._rgb(frame))
         missing = plan.missing()
         if missing:
             raise DecodeError(
                 "missing_frames",
                 f"{len(missing)} of {len(plan.wanted)} frames were not decoded, the first is "
-                f"{missing[0]} of {self.frames} ({self._name})",
+                f"{missing[0]} of {self.frames}",
             )
         return plan.clips
 
@@ -207,7 +206,7 @@ class PyavReader:
                     kept, packets = None, []
         self._packets = packets
         if all(hidden) or not self._stream.codec_context.width:
-            raise DecodeError("empty", f"the video stream holds no frames ({self._name})")
+            raise DecodeError("empty", "the video stream holds no frames")
         shown = [pts for pts, hide in zip(self._pts, hidden, strict=True) if not hide]
         formats = self._container.format.name.split(",")
         self._timed = (
@@ -346,9 +345,7 @@ class PyavReader:
 
     def _check_time(self, doing: str) -> None:
         if time.monotonic() > self._deadline:
-            raise DecodeError(
-                "timeout", f"over {self._config.seconds:g} s while {doing} ({self._name})"
-            )
+            raise DecodeError("timeout", f"over {self._config.seconds:g} s while {doing}")
 
 
 def _video_packets(container: InputContainer, stream: VideoStream) -> Iterator[Packet]:
@@ -359,14 +356,15 @@ def _video_packets(container: InputContainer, stream: VideoStream) -> Iterator[P
 
 
 @contextlib.contextmanager
-def _errors(name: str) -> Iterator[None]:
+def _errors(doing: str) -> Iterator[None]:
     """Turn everything FFmpeg can raise into a `DecodeError`."""
     try:
         yield
     except DecodeError:
         raise
     except (av.error.FFmpegError, OSError, ValueError, IndexError, MemoryError) as error:
-        raise DecodeError(_kind(error), f"{type(error).__name__}: {error} ({name})") from error
+        text = getattr(error, "strerror", None) or str(error)
+        raise DecodeError(_kind(error), f"{doing}: {text} ({type(error).__name__})") from error
 
 
 def _kind(error: Exception) -> Kind:
