@@ -1,0 +1,130 @@
+"""Connect to Ray: the cluster that the environment names, else one of our own on this machine.
+
+Ray reads much of its configuration from the environment when it is first imported, and hands the driver's environment
+to nobody. So everything is set here, before the import, and the same variables go to every worker by the runtime
+environment. Set values are never overridden.
+"""
+
+import logging
+import math
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from tubelet.config import UserError
+
+_log = logging.getLogger(__name__)
+
+_EVERYWHERE = {
+    "OMP_NUM_THREADS": "1",  # two OpenMP threads under load spin: 1.2-2.4 s a step against 0.06-0.44 (measured)
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # how fast a dead worker is seen and a report is read
+    "TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S": "5",  # of a group whose peer has died
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # keeps a healthy group from leaving a draining node
+    "AWS_REQUEST_CHECKSUM_CALCULATION": "when_required",  # servers other than Amazon's reject the new trailers
+    "AWS_RESPONSE_CHECKSUM_VALIDATION": "when_required",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "PYTHONWARNINGS": "ignore",  # of libraries, in processes whose output only goes to a log
+}
+_DRIVER_ONLY = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_DEDUP_LOGS": "0"}
+_SMALLEST_STORE = 256 << 20
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """What a connected cluster offers to one run."""
+
+    cpus: float
+    gpus: float
+    nodes: int
+    local: bool
+    """Started by this process, and ended with it."""
+
+
+def connect(*, trainer_cpus: float, store_bytes: int = _SMALLEST_STORE) -> Cluster:
+    """Connect this process to Ray, once; later calls only look.
+
+    Args:
+        trainer_cpus: what the largest worker group will hold. A cluster of our own gets at least one logical CPU more,
+            which decodes.
+        store_bytes: object store wanted of a cluster of our own.
+    """
+    remote = bool(os.environ.get("RAY_ADDRESS") or os.environ.get("RAY_JOB_ID"))
+    for name, value in {**_EVERYWHERE, **_DRIVER_ONLY}.items():
+        os.environ.setdefault(name, value)
+    if not remote:
+        os.environ.setdefault(
+            "RAY_AUTH_MODE", "disabled"
+        )  # unset means another thing in every entry point
+    import ray
+
+    global _started_here
+    if not ray.is_initialized():
+        environment = {"env_vars": {name: os.environ[name] for name in _EVERYWHERE}}
+        if remote:
+            ray.init(address="auto", runtime_env=environment, logging_level=logging.WARNING)
+        else:
+            cpus = max(os.cpu_count() or 1, math.ceil(trainer_cpus) + 1)
+            ray.init(
+                num_cpus=cpus,
+                include_dashboard=True,  # without it a killed controller leaks its placement group (measured)
+                object_store_memory=max(_SMALLEST_STORE, store_bytes),
+                runtime_env=environment,
+                logging_level=logging.WARNING,
+            )
+            _started_here = True
+        _log.info(
+            "connected to Ray %s; code from %s; revision %s",
+            ray.__version__,
+            sys.path[:1],
+            revision(),
+        )
+    resources = ray.cluster_resources()
+    alive = sum(1 for node in ray.nodes() if node["Alive"])
+    return Cluster(resources.get("CPU", 0.0), resources.get("GPU", 0.0), alive, _started_here)
+
+
+_started_here = False
+
+
+def check_room(
+    cluster: Cluster, *, min_workers: int, cpus_per_worker: float, decode_cpus: float
+) -> None:
+    """Refuse a worker group that would leave no CPU for decoding: such a run waits for ever without a word.
+
+    Raises:
+        UserError: naming the recipe keys that decide it.
+    """
+    trainers = min_workers * cpus_per_worker
+    decoding = max(1.0, decode_cpus)  # Ray Data's read tasks want a whole one
+    if trainers + decoding > cluster.cpus:
+        raise UserError(
+            f"the cluster has {cluster.cpus:g} CPUs: elastic.min_workers ({min_workers}) x "
+            f"elastic.cpus_per_worker ({cpus_per_worker:g}) leaves {max(0.0, cluster.cpus - trainers):g} for decoding, "
+            f"which needs {decoding:g}; lower one of the two, or add CPUs"
+        )
+
+
+def room_for(
+    cluster: Cluster, *, max_workers: int, cpus_per_worker: float, decode_cpus: float
+) -> int:
+    """How many workers fit beside one decoding task; ``max_workers`` at most."""
+    spare = cluster.cpus - max(1.0, decode_cpus)
+    return max(1, min(max_workers, int(spare / cpus_per_worker + 1e-9)))
+
+
+def revision() -> str:
+    """Git revision of the code that runs, with ``-dirty`` when it differs; ``unknown`` outside a checkout."""
+    here = Path(__file__).resolve().parent
+    try:
+        out = subprocess.run(
+            ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=12"],
+            capture_output=True,
+            text=True,
+            timeout=10,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return "unknown"
+    return out.stdout.strip() or "unknown"

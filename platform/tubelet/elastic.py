@@ -1,0 +1,427 @@
+"""Run a loop on ``min..max`` workers until it is done: start, watch, resume, stop.
+
+``run`` is the driver's side of a run. It finds the run by name and decides whether it is new, goes on, or is finished;
+starts Ray Train with our feed and hooks; shows progress; and turns Ctrl-C or SIGTERM into "save now, leave cleanly".
+Worker deaths and resizes never come back here: Ray Train's controller restarts the group from the attempt that
+``membership`` writes down. A killed driver loses nothing either: the same command goes on from the last commit.
+
+The state of a run is its directory; this process holds none that matters.
+"""
+
+import contextlib
+import json
+import logging
+import signal
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import pydantic
+
+from clips import storage
+from tubelet import cluster, config, terminal, tracking
+from tubelet.config import DONE, INTERRUPTED, STOPPED, UserError
+from tubelet.feed import DataPlan, MaskMaker
+from tubelet.run_directory import FORMAT_VERSION, RunDirectory
+from tubelet.session import Outcome, Session
+from tubelet.watch import Watch
+
+_log = logging.getLogger(__name__)
+
+_POLL_S = 0.3
+_SHIP_TIMEOUT_S = 60.0
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run as the runner sees it."""
+
+    kind: Literal["pretrain", "finetune"]
+    recipe: Any
+    """With the sections ``run data elastic resume track`` that all training recipes have."""
+    plan: DataPlan
+    manifest_hash: str
+    make_masks: MaskMaker
+    loop: Callable[[Any, DataPlan, Session], Outcome]
+    notes: dict[str, str] = field(default_factory=dict)
+    """What the user should see before it starts, by name (effective learning rate, parameters)."""
+    draw: Callable[[Any, RunDirectory, Path, Path], None] | None = None
+    """Draws pictures of (recipe, run, file of the points so far) into a local folder."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a call of ``run`` ended."""
+
+    code: int
+    """Exit code: 0 done, 3 stopped with a diagnosis, 75 interrupted and resumable."""
+    run: RunDirectory
+    mlflow_uri: str
+    mlflow_run_id: str
+    message: str
+    metrics: dict[str, float]
+    """The newest value of each metric."""
+
+    def summary(self) -> str:
+        """What the user reads last."""
+        return self.message
+
+
+def run(job: Job) -> Result:
+    """Bring a run to its end, or to the point where it can be resumed.
+
+    Raises:
+        UserError: what the user asked for cannot be done; nothing was changed.
+    """
+    section = job.recipe.run
+    root = storage.absolute(section.storage)
+    directory = RunDirectory(storage.join(root, section.name))
+    mlflow_uri = tracking.resolve_uri(root)
+    if section.fresh:
+        storage.remove(directory.uri)
+    record = _open(directory, job)
+    with terminal.console_and_log(_log_file(directory)):
+        trainers = job.recipe.elastic.max_workers * job.recipe.elastic.cpus_per_worker
+        found = cluster.connect(trainer_cpus=trainers, store_bytes=_store_bytes(job))
+        workers = _workers(job, found)
+        record["mlflow_run_id"] = _track(job, directory, record, mlflow_uri=mlflow_uri, root=root)
+        directory.write_json(record, "run.json")
+        storage.write_bytes(directory.path("recipe.yaml"), config.to_yaml(job.recipe).encode())
+        _announce(job, directory, record, workers=workers, found=found)
+        fit = _Fit(
+            job, directory, mlflow_uri=mlflow_uri, run_id=record["mlflow_run_id"], workers=workers
+        )
+        return _watch(job, directory, fit, mlflow_uri=mlflow_uri, run_id=record["mlflow_run_id"])
+
+
+# --- before ----------------------------------------------------------------------------------------
+
+
+def _open(directory: RunDirectory, job: Job) -> dict[str, Any]:
+    """The run's record: a new one, or the existing one if this job may continue it."""
+    record = directory.read_json("run.json")
+    if record is None:
+        return {
+            "version": FORMAT_VERSION,
+            "job": job.kind,
+            "name": job.recipe.run.name,
+            "manifest": job.manifest_hash,
+            "revision": cluster.revision(),
+            "starts": 0,
+            "recipe": config.to_dict(job.recipe),
+        }
+    where = storage.redact(directory.uri)
+    if record["job"] != job.kind:
+        raise UserError(
+            f"{where} holds a {record['job']} run: choose another run.name, or run.fresh=true to delete it"
+        )
+    if record["manifest"] != job.manifest_hash:
+        raise UserError(
+            f"{where} was started on other data (manifest {record['manifest'][:12]}, now {job.manifest_hash[:12]}): "
+            f"give it the manifest it began with, choose another run.name, or run.fresh=true to delete it"
+        )
+    before = pydantic.TypeAdapter(type(job.recipe)).validate_json(json.dumps(record["recipe"]))
+    changed = config.difference(before, job.recipe)
+    refused = [c for c in changed if c.key not in job.recipe.resume.allow]
+    if refused:
+        raise UserError(
+            f"{where} was started with another recipe:\n"
+            + "\n".join(f"  {c}" for c in refused)
+            + "\nkeep the old values, choose another run.name, run.fresh=true to delete it, or allow the change"
+            f" with 'resume.allow=[{', '.join(c.key for c in refused)}]'"
+        )
+    finished = directory.read_json("finished.json")
+    if finished is not None and finished["step"] >= job.plan.ledger.steps:
+        raise UserError(
+            f"{where} is finished ({finished['step']} steps): choose another run.name, run.fresh=true to delete it, "
+            f"or train on with more epochs: schedule.epochs=N 'resume.allow=[schedule.epochs]'"
+        )
+    record["recipe"] = config.to_dict(job.recipe)
+    return record
+
+
+def _workers(job: Job, found: cluster.Cluster) -> tuple[int, int]:
+    """The (smallest, largest) group that leaves a CPU for decoding."""
+    elastic, decode_cpus = job.recipe.elastic, job.recipe.data.decode_cpus
+    sizes: dict[str, Any] = {"cpus_per_worker": elastic.cpus_per_worker, "decode_cpus": decode_cpus}
+    cluster.check_room(found, min_workers=elastic.min_workers, **sizes)
+    if elastic.device == "cuda" and found.gpus < elastic.min_workers:
+        raise UserError(
+            f"elastic.device=cuda, but the cluster has {found.gpus:g} GPUs for elastic.min_workers "
+            f"({elastic.min_workers}): use elastic.device=auto, fewer workers, or add GPUs"
+        )
+    most = cluster.room_for(found, max_workers=elastic.max_workers, **sizes)
+    if most < elastic.max_workers and found.nodes == 1:
+        terminal.say(
+            f"note: {found.cpus:g} CPUs hold {most} of elastic.max_workers ({elastic.max_workers}) beside decoding"
+        )
+        return elastic.min_workers, max(most, elastic.min_workers)
+    return elastic.min_workers, elastic.max_workers
+
+
+def _store_bytes(job: Job) -> int:
+    plan = job.plan
+    unit = plan.clips_per_unit * plan.frames * plan.size * plan.size * 3
+    waiting = job.recipe.elastic.max_workers * (job.recipe.data.prefetch + 2) + 8
+    return min(4 << 30, 3 * unit * waiting)
+
+
+def _track(
+    job: Job, directory: RunDirectory, record: dict[str, Any], *, mlflow_uri: str, root: str
+) -> str:
+    record["starts"] += 1
+    return tracking.start_run(
+        mlflow_uri,
+        storage=root,
+        job=job.kind,
+        name=record["name"],
+        parameters=config.flatten(job.recipe),
+        recipe=config.to_yaml(job.recipe),
+        attempt=record["starts"],
+        manifest=job.manifest_hash,
+        revision=cluster.revision(),
+        run_id=record.get("mlflow_run_id"),
+    )
+
+
+def _announce(
+    job: Job,
+    directory: RunDirectory,
+    record: dict[str, Any],
+    *,
+    workers: tuple[int, int],
+    found: cluster.Cluster,
+) -> None:
+    ledger = job.plan.ledger
+    parent = directory.resume_point(directory.newest_attempt())
+    group = f"{workers[0]}" if workers[0] == workers[1] else f"{workers[0]} to {workers[1]}"
+    lines = {
+        "run": f"{record['name']} in {storage.redact(directory.uri)}",
+        "resumes": f"at step {parent.step} of {ledger.steps}" if parent else None,
+        "length": f"{ledger.steps} steps of {ledger.batch} visits: {ledger.epochs} epochs of {ledger.rows} videos"
+        + (f", {ledger.draws} draws" if ledger.draws > 1 else ""),
+        **job.notes,
+        "workers": f"{group} of {found.cpus:g} CPUs and {found.gpus:g} GPUs",
+    }
+    for name, text in lines.items():
+        if text:
+            terminal.say(f"  {name:<14} {text}")
+
+
+# --- during ----------------------------------------------------------------------------------------
+
+
+class _Fit:
+    """Ray Train's ``fit`` in a thread, so that signals reach the main one."""
+
+    def __init__(
+        self,
+        job: Job,
+        directory: RunDirectory,
+        *,
+        mlflow_uri: str,
+        run_id: str,
+        workers: tuple[int, int],
+    ) -> None:
+        self.ray_run = f"{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:6]}"
+        self.error: BaseException | None = None
+        self._trainer = _trainer(job, directory, self.ray_run, mlflow_uri, run_id, workers)
+        self._thread = threading.Thread(target=self._run, name="fit", daemon=True)
+        self._thread.start()
+
+    def running(self) -> bool:
+        """Wait a moment; whether Ray Train is still at work."""
+        self._thread.join(_POLL_S)
+        return self._thread.is_alive()
+
+    def _run(self) -> None:
+        try:
+            self._trainer.fit()
+        except BaseException as error:
+            self.error = error
+
+
+def _trainer(
+    job: Job,
+    directory: RunDirectory,
+    ray_run: str,
+    mlflow_uri: str,
+    run_id: str,
+    workers: tuple[int, int],
+) -> Any:
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    from tubelet import membership, stream, worker
+
+    recipe, elastic = job.recipe, job.recipe.elastic
+    import ray
+
+    cuda = elastic.device == "cuda" or (
+        elastic.device == "auto" and ray.cluster_resources().get("GPU", 0) >= workers[0]
+    )
+    work = worker.Work(
+        run_uri=directory.uri,
+        ray_run=ray_run,
+        recipe=recipe,
+        plan=job.plan,
+        make_masks=job.make_masks,
+        loop=job.loop,
+        threads=elastic.threads,
+        prefetch=recipe.data.prefetch,
+    )
+    reports = membership.Reports(uri=mlflow_uri, run_id=run_id, folder=spool_folder(directory))
+    # Ray also takes callbacks of its own kinds here, which its annotation does not say.
+    callbacks: list[Any] = [membership.Attempts(directory, ray_run, reports), reports]
+    smallest, largest = workers
+    return TorchTrainer(
+        worker.work,
+        train_loop_config={"work": work},
+        torch_config=TorchConfig(backend="nccl" if cuda else "gloo"),
+        datasets={
+            "train": stream.dataset_of(directory, job.plan, decode_cpus=recipe.data.decode_cpus)
+        },
+        dataset_config=stream.OrderedDataConfig(),
+        scaling_config=ScalingConfig(
+            num_workers=smallest if smallest == largest else workers,
+            use_gpu=cuda,
+            resources_per_worker={"CPU": elastic.cpus_per_worker} | ({"GPU": 1} if cuda else {}),
+        ),
+        run_config=RunConfig(
+            name=ray_run,
+            storage_path=directory.path("ray"),
+            failure_config=FailureConfig(max_failures=elastic.max_failures),
+            callbacks=callbacks,
+        ),
+    )
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[list[str]]:
+    """The names of SIGINT and SIGTERM as they arrive; a second one ends the process at once."""
+    received: list[str] = []
+
+    def note(number: int, frame: Any) -> None:
+        received.append(signal.Signals(number).name)
+        if len(received) > 1:
+            raise SystemExit(INTERRUPTED)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield received
+        return
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _watch(job: Job, directory: RunDirectory, fit: _Fit, *, mlflow_uri: str, run_id: str) -> Result:
+    """Show progress until Ray Train ends; pass a signal on to whatever attempt is running."""
+    watch = Watch(job.recipe, directory, Path(spool_folder(directory)) / f"{run_id}.jsonl")
+    asked: int | None = None
+    with (
+        _signals() as received,
+        terminal.progress(job.kind, job.plan.ledger.steps, done=watch.step) as bar,
+    ):
+        while fit.running():
+            watch.look(bar)
+            if watch.new_pictures and job.draw:
+                _draw(job, directory, mlflow_uri, run_id)
+            if received:
+                attempt = directory.newest_attempt()
+                if attempt and attempt.number != asked and attempt.ray_run == fit.ray_run:
+                    terminal.say(f"{received[0]}: saving a checkpoint; a second one stops at once")
+                    directory.request_stop(attempt.number, received[0])
+                    asked = attempt.number
+        watch.look(bar)
+    return _finish(
+        job, directory, fit, watch, stopped_by=received, mlflow_uri=mlflow_uri, run_id=run_id
+    )
+
+
+# --- after -----------------------------------------------------------------------------------------
+
+
+def _finish(
+    job: Job,
+    directory: RunDirectory,
+    fit: _Fit,
+    watch: Watch,
+    *,
+    stopped_by: list[str],
+    mlflow_uri: str,
+    run_id: str,
+) -> Result:
+    from tubelet.spool import MetricSpool
+    from tubelet.worker import read_outcome
+
+    attempt = directory.newest_attempt()
+    outcome = read_outcome(directory, attempt.number) if attempt else None
+    if not MetricSpool(mlflow_uri, run_id, spool_folder(directory)).close(timeout=_SHIP_TIMEOUT_S):
+        terminal.say(
+            "note: MLflow did not take all points; the next start of this run sends the rest"
+        )
+    if job.draw:
+        _draw(job, directory, mlflow_uri, run_id)
+    where, log = storage.redact(directory.uri), _log_file(directory)
+    if fit.error is None and outcome and outcome.kind == "finished":
+        directory.write_json({"step": outcome.step}, "finished.json")
+        code, message = DONE, f"finished after {outcome.step} steps; results in {where}"
+    elif stopped_by or (outcome and outcome.kind == "stopped"):
+        tip = directory.resume_point(directory.newest_attempt())
+        at = f"at step {tip.step}" if tip else "at its beginning"
+        code, message = INTERRUPTED, f"stopped; the same command resumes {where} {at}"
+    elif outcome and outcome.kind == "diverged":
+        code, message = STOPPED, f"{outcome.message}; the last checkpoint in {where} is from before"
+    else:
+        tip = directory.resume_point(directory.newest_attempt())
+        at = f"step {tip.step}" if tip else "the beginning"
+        code, message = STOPPED, _diagnosis(fit.error, where=where, log=str(log), at=at)
+    status: dict[int, Literal["FINISHED", "KILLED", "FAILED"]] = {
+        DONE: "FINISHED",
+        INTERRUPTED: "KILLED",
+    }
+    tracking.finish_run(mlflow_uri, run_id=run_id, status=status.get(code, "FAILED"))
+    directory.record_event("end", code=code, message=message)
+    return Result(code, directory, mlflow_uri, run_id, message, watch.newest)
+
+
+def _diagnosis(error: BaseException | None, *, where: str, log: str, at: str) -> str:
+    first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    causes = list(getattr(error, "worker_failures", {}).values())
+    if causes:
+        lines = [line for line in str(causes[0]).splitlines() if line.strip()]
+        first = lines[-1] if lines else first
+    return f"training gave up: {first}\n  log: {log}\n  the same command resumes {where} from {at}"
+
+
+def _draw(job: Job, directory: RunDirectory, mlflow_uri: str, run_id: str) -> None:
+    """Make the pictures that are due and show them in MLflow; a failure here only warns."""
+    folder = Path(spool_folder(directory)).parent / "pictures"
+    try:
+        assert job.draw is not None
+        job.draw(job.recipe, directory, Path(spool_folder(directory)) / f"{run_id}.jsonl", folder)
+        if folder.is_dir():
+            tracking.log_artifacts(mlflow_uri, run_id=run_id, folder=folder, path="pictures")
+    except Exception:
+        _log.exception("pictures of %s", directory.uri)
+        terminal.say(f"note: a picture could not be made; see {_log_file(directory)}")
+
+
+def spool_folder(directory: RunDirectory) -> str:
+    """Where this machine keeps what is on its way to MLflow: in the run's folder when that is local."""
+    if storage.is_local(directory.uri):
+        return storage.local_path(directory.path("spool"))
+    return str(
+        Path.home() / ".cache" / "tubelet" / "runs" / directory.uri.rsplit("/", 1)[-1] / "spool"
+    )
+
+
+def _log_file(directory: RunDirectory) -> Path:
+    return Path(spool_folder(directory)).parent / "logs" / "driver.log"

@@ -1,0 +1,270 @@
+"""The one training loop: asserted units in, optimizer steps out, at any world size.
+
+Pretraining and fine-tuning are *tasks*: how to build the model and what a unit's clips lose. Everything that makes a
+run exact is here, once: the constant global batch by accumulating units, gradients divided by the number of valid
+clips of the step, torch's generators seeded per unit, held-out evaluation, checkpoints with their audit, stopping.
+
+A step costs one reduction of the gradient and one all-reduce of a few numbers (losses, counts, the norm, rank 0's wish
+to report, save or stop), which is also where all ranks agree on what happens next.
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from tubelet import checkpoint, ledger, sharding
+from tubelet.audit import AuditTrail
+from tubelet.checkpoint import CheckpointConfig
+from tubelet.feed import Unit
+from tubelet.optim import OptimConfig, ShardedAdamW, clip_scale
+from tubelet.schedules import cosine, effective_lr
+from tubelet.session import Outcome, Session
+from tubelet.timetable import Timetable
+
+
+class Task(Protocol):
+    """What a run trains."""
+
+    def build(self, draw: int) -> nn.Module:
+        """The model at the start of a draw, the same on every rank, on the CPU."""
+        ...
+
+    def blocks(self, model: nn.Module) -> Sequence[nn.Module]:
+        """Modules to gather one at a time when the model is large."""
+        ...
+
+    def learning_rate_scales(self, model: nn.Module) -> dict[str, float]:
+        """Learning-rate factors of parameters by name; those not named have 1."""
+        ...
+
+    def losses(self, model: nn.Module, unit: Unit) -> Tensor:
+        """Loss of each clip of a unit, float32 [B]."""
+        ...
+
+    def held_out(self, model: nn.Module, unit: Unit) -> dict[str, Tensor]:
+        """Sums over the valid clips of a held-out unit, by metric; ``clips`` is their number."""
+        ...
+
+    def export(self, state: Mapping[str, Tensor], draw: int) -> None:
+        """Rank 0: write the model at the end of a draw."""
+        ...
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The recipe's numbers that the loop goes by."""
+
+    ledger: ledger.Ledger
+    timetable: Timetable
+    copies: int
+    optim: OptimConfig
+    warmup_steps: int
+    checkpoint: CheckpointConfig
+    report_every_s: float = 2.0
+
+
+class Worker:
+    """One rank's end of a run.
+
+    Args:
+        task: what is trained.
+        plan: how long, how fast.
+        session: where this rank stands and what feeds it.
+    """
+
+    def __init__(self, *, task: Task, plan: Plan, session: Session) -> None:
+        self._task, self._plan, self._session = task, plan, session
+        self._run, self._attempt, self._feed = session.run, session.attempt, session.feed
+        self._device = session.device
+        self._rank = dist.get_rank()
+        self._audit = AuditTrail(session.run, attempt=session.attempt.number, rank=self._rank)
+        self._bfloat16 = plan.optim.precision == "bfloat16" or (
+            plan.optim.precision == "auto" and self._device.type == "cuda"
+        )
+        self._unreported: list[dict[str, Any]] = []
+        self._uncommitted: list[dict[str, Any]] = []
+
+    def train(self) -> Outcome:
+        """Run from the attempt's step to the end of the run, or until asked to stop."""
+        plan, per_draw = self._plan, self._plan.ledger.steps_per_draw
+        step = self._attempt.step
+        model, optimizer = self._start_draw(step // per_draw)
+        if step % per_draw and self._attempt.parent:
+            checkpoint.load(self._run, self._attempt.parent, model=model, optimizer=optimizer)
+            optimizer.set_step(step % per_draw)
+        started = saved_at = reported_at = time.monotonic()
+        clips = 0
+        while step < plan.ledger.steps:
+            wishes = self._wishes(step + 1, saved_at=saved_at, reported_at=reported_at)
+            result = self._step(model, optimizer, step, wishes)
+            if not result.finite:
+                return Outcome(
+                    "diverged", step, f"the loss or its gradient is not finite at step {step + 1}"
+                )
+            step += 1
+            clips += int(result.clips)
+            self._note(step, result.metrics)
+            if plan.timetable.evaluates_after(step):
+                self._note(step, self._evaluate(model, step))
+            if step % per_draw == 0:
+                self._export(model, step // per_draw - 1)
+            last = step == plan.ledger.steps
+            if result.save or result.stop or last:
+                self._save(model, optimizer, step)
+                saved_at = time.monotonic()
+            if result.report or result.stop or last:
+                elapsed = time.monotonic() - started
+                self._note(
+                    step,
+                    {"data/clips_per_s": clips / elapsed, "data/wait": self._feed.wait_s / elapsed},
+                )
+                self._session.report(self._unreported)
+                self._unreported, clips, self._feed.wait_s = [], 0, 0.0
+                started = reported_at = time.monotonic()
+            if result.stop and not last:
+                return Outcome("stopped", step)
+            if step % per_draw == 0 and not last:
+                model, optimizer = self._start_draw(step // per_draw)
+        return Outcome("finished", step)
+
+    def _start_draw(self, draw: int) -> tuple[nn.Module, ShardedAdamW]:
+        model = self._task.build(min(draw, self._plan.ledger.draws - 1)).to(self._device)
+        scales = self._task.learning_rate_scales(model)
+        sharding.shard(
+            model, blocks=self._task.blocks(model), mesh=self._session.mesh, bfloat16=self._bfloat16
+        )
+        return model, ShardedAdamW(model, config=self._plan.optim, scales=scales)
+
+    def _wishes(
+        self, done: int, *, saved_at: float, reported_at: float
+    ) -> tuple[float, float, float]:
+        """Rank 0's wish to stop, save and report once ``done`` steps are done (0 on other ranks)."""
+        if self._rank:
+            return 0.0, 0.0, 0.0
+        every, now = self._plan.checkpoint, time.monotonic()
+        save = now - saved_at > every.every_minutes * 60 or (
+            every.every_steps is not None and done % every.every_steps == 0
+        )
+        return (
+            float(self._session.stop_requested()),
+            float(save),
+            float(now - reported_at > self._plan.report_every_s),
+        )
+
+    def _step(
+        self,
+        model: nn.Module,
+        optimizer: ShardedAdamW,
+        step: int,
+        wishes: tuple[float, float, float],
+    ) -> "_StepResult":
+        plan = self._plan
+        expected = plan.ledger.batch * plan.copies
+        loss_sum = torch.zeros((), dtype=torch.float64, device=self._device)
+        clips = torch.zeros((), dtype=torch.float64, device=self._device)
+        for number, unit in enumerate(self._feed.training_units(step), start=1):
+            sharding.reduce_gradients(model, now=number == self._feed.training_rounds)
+            torch.manual_seed(ledger.unit_seed(plan.ledger.seed, unit.number))
+            with torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=self._bfloat16):
+                losses_B = self._task.losses(model, unit)
+            total = (losses_B.float() * unit.valid_B).sum()
+            (total / expected).backward()
+            loss_sum += total.detach()
+            clips += unit.valid_B.sum()
+            self._audit.add(step, unit)
+        sums = torch.stack([loss_sum, clips, optimizer.square_sum().to(self._device)])
+        sums = torch.cat([sums, torch.tensor(wishes, dtype=torch.float64, device=self._device)])
+        dist.all_reduce(sums)
+        total_loss, count, squares, stop, save, report = sums.tolist()
+        correction = (
+            expected / count if count else 0.0
+        )  # exactly 1 unless clips were bad or padding
+        norm = squares**0.5 * correction
+        local, per_draw = step % plan.ledger.steps_per_draw, plan.ledger.steps_per_draw
+        config = plan.optim
+        lr = effective_lr(
+            cosine(
+                local,
+                peak=config.lr,
+                floor=config.min_lr,
+                steps=per_draw,
+                warmup_steps=plan.warmup_steps,
+            ),
+            plan.ledger.batch,
+        )
+        decay = config.weight_decay
+        if config.weight_decay_end is not None:
+            decay = cosine(local, peak=decay, floor=config.weight_decay_end, steps=per_draw)
+        finite = bool(norm < float("inf")) and total_loss == total_loss
+        if finite:
+            scale = correction * clip_scale(norm, config.clip_grad)
+            optimizer.step(lr=lr, weight_decay=decay, scale=scale)
+        metrics = {
+            "train/loss": total_loss / count if count else 0.0,
+            "train/grad_norm": norm,
+            "train/lr": lr,
+            "train/weight_decay": decay,
+            "data/valid_clips": count,
+        }
+        return _StepResult(metrics, count, finite, stop > 0, save > 0, report > 0)
+
+    @torch.no_grad()
+    def _evaluate(self, model: nn.Module, done: int) -> dict[str, float]:
+        model.eval()
+        sums: dict[str, Tensor] = {}
+        for unit in self._feed.held_out_units(done):
+            with torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=self._bfloat16):
+                mine = self._task.held_out(model, unit)
+            for name, value in mine.items():
+                sums[name] = sums.get(name, torch.zeros_like(value)) + value
+        model.train()
+        values = torch.stack([sums[name].double() for name in sorted(sums)])
+        dist.all_reduce(values)
+        totals = dict(zip(sorted(sums), values.tolist(), strict=True))
+        clips = max(1.0, totals.pop("clips"))
+        return {f"eval/{name}": value / clips for name, value in totals.items()}
+
+    def _export(self, model: nn.Module, draw: int) -> None:
+        state = sharding.full_state_dict(model, keep=self._rank == 0)
+        if self._rank == 0:
+            self._task.export(state, draw)
+        dist.barrier()
+
+    def _save(self, model: nn.Module, optimizer: ShardedAdamW, step: int) -> None:
+        commit = checkpoint.save(
+            self._run,
+            model=model,
+            optimizer=optimizer,
+            step=step,
+            attempt=self._attempt.number,
+            audit=self._audit.flush(),
+            points=self._uncommitted,
+        )
+        self._uncommitted = []
+        if self._rank == 0:
+            checkpoint.prune(self._run, keep=self._plan.checkpoint.keep, newest=commit)
+
+    def _note(self, step: int, metrics: dict[str, float]) -> None:
+        """Keep a point for the next report and the next commit (rank 0)."""
+        if self._rank or not metrics:
+            return
+        for points in (self._unreported, self._uncommitted):
+            if points and points[-1]["step"] == step:
+                points[-1] = {"step": step, "metrics": points[-1]["metrics"] | metrics}
+            else:
+                points.append({"step": step, "metrics": metrics})
+
+
+@dataclass(frozen=True)
+class _StepResult:
+    metrics: dict[str, float]
+    clips: float
+    finite: bool
+    stop: bool
+    save: bool
+    report: bool

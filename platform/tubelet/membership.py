@@ -1,0 +1,71 @@
+"""Hooks in Ray Train's controller: decide where a worker group resumes, keep what its workers report.
+
+The only file that touches Ray Train's private interfaces; they were read in the version checked below. An exception out
+of a hook ends a run, so what can fail here (storage) is retried inside ``clips.storage`` and otherwise only logged.
+"""
+
+import logging
+from collections.abc import Sequence
+from typing import Any, cast
+
+import ray
+import ray.train
+from ray.train import UserCallback
+from ray.train.v2._internal.execution.callback import WorkerGroupCallback
+from ray.train.v2._internal.execution.worker_group import WorkerGroupContext
+
+from tubelet.run_directory import RunDirectory
+from tubelet.spool import MetricSpool, Point
+
+_log = logging.getLogger(__name__)
+
+_READ_IN = "2.60."
+if not ray.__version__.startswith(_READ_IN):
+    raise ImportError(
+        f"tubelet hooks into Ray {_READ_IN}x, found {ray.__version__}: install the pinned constraints"
+    )
+
+
+class Attempts(WorkerGroupCallback):
+    """Writes an attempt before each start of a worker group; feed and workers read nothing else."""
+
+    def __init__(self, run: RunDirectory, ray_run: str, reports: "Reports") -> None:
+        self._run, self._ray_run, self._reports = run, ray_run, reports
+
+    def before_worker_group_start(self, worker_group_context: WorkerGroupContext) -> None:
+        """Decide the resume point of the group that is about to start."""
+        attempt = self._run.begin_attempt(
+            ray_run=self._ray_run, world_size=worker_group_context.num_workers
+        )
+        self._run.record_event(
+            "attempt", attempt=attempt.number, step=attempt.step, workers=attempt.world_size
+        )
+        if attempt.parent:
+            # What the parent's attempt had not reported when it died travels with its commit.
+            self._reports.append(cast(list[Point], self._run.commit(attempt.parent).points))
+
+
+class Reports(UserCallback):
+    """Takes rank 0's points to the spool that ships them to MLflow."""
+
+    def __init__(self, *, uri: str, run_id: str, folder: str) -> None:
+        self._where = (uri, run_id, folder)
+        self._spool: MetricSpool | None = None
+
+    def append(self, points: Sequence[Point]) -> None:
+        """Write points ahead; they reach MLflow in the background."""
+        if self._spool is None:  # made in the controller: it owns a thread
+            self._spool = MetricSpool(*self._where)
+        self._spool.append(points)
+
+    def after_report(
+        self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any
+    ) -> None:
+        """Called by Ray Train once all workers have reported."""
+        for report in metrics:
+            self.append(report["points"])
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        """Called by Ray Train when workers have failed; the restart follows."""
+        for rank, error in worker_exceptions.items():
+            _log.warning("worker %d failed: %s", rank, error)

@@ -1,0 +1,74 @@
+"""The recipes: what a YAML file of ``jobs/recipes`` may say. Compositions only; each section stands beside its code.
+
+Durations are epochs, sizes are counted in visits (one use of a row of the manifest), and ``optim.lr`` is the rate per
+256 of them. A field marked free may change when a run resumes; all others are part of what the run is.
+"""
+
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+from annotated_types import Ge, Gt, Lt
+
+from clips import DecodeConfig
+from tubelet.checkpoint import CheckpointConfig
+from tubelet.feed import BatchConfig, DataConfig
+from tubelet.optim import OptimConfig
+from tubelet.rows import LabelConfig
+from tubelet.run_directory import ResumeConfig, RunConfig
+from tubelet.schedules import ScheduleConfig
+from tubelet.session import ElasticConfig
+from tubelet.timetable import TrackConfig
+from videomae import MaskConfig, ModelConfig
+
+
+@dataclass(frozen=True)
+class Pretrain:
+    """Masked video modelling (VideoMAE V1 and V2)."""
+
+    run: RunConfig = field(default_factory=RunConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    mask: MaskConfig = field(default_factory=MaskConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    decode: DecodeConfig = field(default_factory=DecodeConfig)
+    batch: BatchConfig = field(default_factory=BatchConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    elastic: ElasticConfig = field(default_factory=ElasticConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    track: TrackConfig = field(default_factory=TrackConfig)
+    resume: ResumeConfig = field(default_factory=ResumeConfig)
+
+
+@dataclass(frozen=True)
+class HeadConfig:
+    """Section ``head``: what is added to the encoder, and where the encoder comes from."""
+
+    init: str | None = None
+    """An export folder, a safetensors file or an authors' .pth; null trains from scratch. Its content is fixed."""
+    pooling: Literal["mean", "token0"] = "mean"
+    dropout: Annotated[float, Ge(0), Lt(1)] = 0.0
+    """Before the last layer."""
+    init_scale: Annotated[float, Gt(0)] = 0.001
+
+
+@dataclass(frozen=True)
+class Finetune:
+    """Supervised classification on top of an encoder."""
+
+    run: RunConfig = field(default_factory=RunConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    head: HeadConfig = field(default_factory=HeadConfig)
+    labels: LabelConfig = field(default_factory=LabelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    decode: DecodeConfig = field(default_factory=DecodeConfig)
+    batch: BatchConfig = field(default_factory=BatchConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    elastic: ElasticConfig = field(default_factory=ElasticConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    track: TrackConfig = field(default_factory=TrackConfig)
+    resume: ResumeConfig = field(default_factory=ResumeConfig)
+
+
+Training = Pretrain | Finetune
+"""The recipes that the elastic runner takes."""
