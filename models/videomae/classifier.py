@@ -2,10 +2,11 @@
 
 What: all tokens of a clip through the encoder's blocks, pooled, normalised, one linear layer.
 Guarantees: names and shapes of the state dict are the authors' (`blocks.*`, `fc_norm.*`,
-`head.*`); their weights load and give their logits (tested). With mean pooling there is no norm
-before the pooling and a fresh one, `fc_norm`, after it; with token 0 (VideoMAE has no class token:
-it is the first patch) the norm before it is `norm`, and there is none after. Built on the meta
-device: `reset_parameters()` after `to_empty`, or `reset_positions()` if weights are loaded.
+`head.*`); weights saved by their code load and give its logits (tested with a small model). With
+mean pooling there is no norm before the pooling and a fresh one, `fc_norm`, after it; with token 0
+(VideoMAE has no class token: it is the first patch) the norm before it is `norm`, and there is
+none after. Built on the meta device: `reset_parameters()` after `to_empty`, or `reset_positions()`
+if weights are loaded.
 Cost: attention over all tokens, ten times the pretraining encoder's.
 
 Shapes: B clips, N tokens, D features, K classes.
@@ -70,10 +71,8 @@ class VideoClassifier(nn.Module):
         x_BND = (x_BND + self.positions()).to(self.patch_embed.proj.weight.dtype)
         for block in self.blocks:
             x_BND = block(x_BND)
-        if self.pooling == "mean":
-            pooled_BD = self.fc_norm(x_BND.mean(1))
-        else:
-            pooled_BD = self.norm(x_BND[:, 0])
+        mean = self.pooling == "mean"
+        pooled_BD = self.fc_norm(x_BND.mean(1)) if mean else self.norm(x_BND[:, 0])
         return self.head(self.fc_dropout(pooled_BD))
 
     @torch.no_grad()

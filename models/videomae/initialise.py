@@ -1,9 +1,9 @@
 """The authors' initialisations, written so that they can be repeated on an existing model.
 
-Why: a model built on the meta device and then sharded has to be initialised in place, after
-construction.
-Guarantees: only in-place operations under no_grad, so parameters may be sharded tensors. Draws
-come from torch's global generator, in the order of `modules()`.
+Why: a model built on the meta device has to be initialised in place, after construction.
+Guarantees: draws come from torch's global generator, in the order of `modules()`, so a seed gives
+one model. Initialise before sharding: what random numbers sharded tensors get depends on the
+number of shards.
 
 The authors give linear layers Xavier-uniform weights in pretraining and truncated normal ones in
 fine-tuning, biases zero, norms one and zero; the tubelet embedding keeps PyTorch's default of a

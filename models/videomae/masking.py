@@ -8,7 +8,7 @@ Guarantees: exactly the authors' counts; every row of a batch hides equally many
 are those of numpy's Philox counter generator, whose raw stream numpy promises never to change (NEP
 19), ranked by a stable sort, so a mask is the same on every machine and version. The decoder's
 draw is another stream of the same seed.
-Cost: some 15 us per sample on one core, in numpy.
+Cost: some 15 us per sample on one core, in numpy (85 us for random masks of ViT-B).
 
 Shapes: B samples, N tokens in (time, row, column) order, T x H x W = N the token grid, K things
 ranked.

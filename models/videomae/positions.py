@@ -8,7 +8,7 @@ original Transformer. At another clip size the table is either recomputed for th
 Guarantees: computed in float64 on the CPU, then rounded to float32, so it is the same on every
 device. It is not in the state dict. A model built on the meta device, or moved with `to_empty`,
 calls `reset` to have it computed.
-Cost: N x D floats per stack of blocks; some 20 ms for ViT-B.
+Cost: N x D floats per stack of blocks; some 0.1 s for ViT-B.
 
 Shapes: N tokens, D features, V chosen tokens, B clips.
 """

@@ -3,8 +3,8 @@
 What: hide tokens, encode the rest, reconstruct; the loss of every clip is the mean squared error
 of the normalised pixels over its tokens that were hidden AND reconstructed.
 Guarantees:
-  * Names and shapes of the state dict are the authors'. Their published weights load and give
-    their numbers (tested).
+  * Names and shapes of the state dict are the authors'. Weights saved by their code load and give
+    its predictions and loss (tested with small models).
   * The loss is per clip. Where all clips score equally many tokens (VideoMAE) its mean is the
     authors' loss. With decoder masks (V2) the authors divide by the batch's count of scored
     tokens; here every clip counts the same, so that the gradient does not depend on how a batch is
@@ -25,6 +25,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from videomae import positions
 from videomae.decoder import Decoder
@@ -93,7 +94,7 @@ class VideoMAE(nn.Module):
         predictions_BMP = self.decoder(
             self.encoder_to_decoder(encoded), self.mask_token, visible_BV, wanted_BM
         ).float()
-        error_BM = (predictions_BMP - target.targets_BMP).square().mean(-1)
+        error_BM = F.mse_loss(predictions_BMP, target.targets_BMP, reduction="none").mean(-1)
         loss_B = (error_BM * scored_BM).sum(1) / scored_BM.sum(1)
         return Reconstruction(
             loss_B=loss_B,

@@ -73,7 +73,10 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
             f"{path}: expected tensors by name, at the top or under 'model' or 'module', but "
             f"{_few(strange)} are something else"
         )
-    return {_unwrap(name): value for name, value in found.items()}
+    tensors = {_unwrap(name): value for name, value in found.items()}
+    if len(tensors) != len(found):
+        raise ValueError(f"{path}: some tensors are there twice, with and without a prefix")
+    return tensors
 
 
 @dataclass(frozen=True)
@@ -115,6 +118,8 @@ def load_pretrained(classifier: VideoClassifier, state_dict: Mapping[str, Tensor
             has. The classifier is then unchanged.
     """
     given = {name.removeprefix("encoder."): name for name in state_dict}
+    if len(given) != len(state_dict):
+        raise ValueError("some weights are there twice, with and without the prefix 'encoder.'")
     wanted = classifier.state_dict()
     fits = {
         name: state_dict[given[name]]

@@ -5,8 +5,8 @@ everything needed to build it again; `load_export` reads it.
 Guarantees: what can be saved can be loaded: names and shapes are compared with the model that the
 configuration describes, on saving and on loading. `config.json` is written last, so that a folder
 that has it is complete. No pickle.
-Cost: one contiguous copy of tensors that are not; the comparison builds the model on the meta
-device (no memory).
+Cost: a copy of tensors that are not contiguous, share memory or are not on the CPU; the comparison
+builds the model on the meta device (no memory).
 
 config.json:
     format          1
@@ -106,7 +106,7 @@ def save_export(
     )
     folder.mkdir(parents=True, exist_ok=True)
     (folder / CONFIG_FILE).unlink(missing_ok=True)
-    tensors = {name: value.detach().cpu().contiguous() for name, value in state_dict.items()}
+    tensors = {name: _alone(value) for name, value in state_dict.items()}
     save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
     (folder / CONFIG_FILE).write_text(text + "\n")
 
@@ -147,6 +147,13 @@ def load_export(folder: str | Path) -> Export:
         raise ValueError(f"{path}: {error}") from error
     _check_weights(export.state_dict, config, export.pooling, export.num_classes, where=str(folder))
     return export
+
+
+def _alone(value: Tensor) -> Tensor:
+    """Return a contiguous tensor on the CPU that shares its memory with no other."""
+    value = value.detach().cpu().contiguous()
+    whole = value.untyped_storage().nbytes() == value.nbytes
+    return value if whole else value.clone()
 
 
 def _recognise(
