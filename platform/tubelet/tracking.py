@@ -27,6 +27,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
+from tubelet.config import UserError
+
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
@@ -44,7 +46,7 @@ _USERINFO = re.compile(r"(://)(?:[^\s/@'\",]+|[^\s/@:'\",]*:[^\s'\",]*)@")
 _QUERY = re.compile(r"(://[^\s?'\",]*)\?[^\s'\",]+")
 
 
-class TrackingError(ValueError):
+class TrackingError(UserError):
     """MLflow cannot be used as asked; the message says what to set."""
 
 
@@ -159,6 +161,7 @@ def connect(uri: str) -> "MlflowClient":
     """An MLflow client for tracking and registry at `uri`, telemetry off, without chatter."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", REQUEST_RETRIES)
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     from mlflow import MlflowClient
 
     for noisy in ("mlflow", "alembic"):  # table creation tells of dozens of migrations
