@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from clips import storage
-from videomae import Export, ModelConfig, load_export, save_export
+from videomae import Export, ModelConfig, load_export, read_state_dict, save_export
 
 _FILES = ("model.safetensors", "config.json")  # the second last: it makes the folder complete
 
@@ -35,6 +35,29 @@ def fetch(uri: str, folder: str | Path) -> Path:
     for name in _FILES:
         storage.write_bytes(str(Path(folder) / name), storage.read_bytes(storage.join(uri, name)))
     return Path(folder)
+
+
+def read_weights(uri: str) -> dict[str, Tensor]:
+    """Weights to start from: an export folder, a run's folder, a safetensors file, or an authors' checkpoint.
+
+    Raises:
+        ValueError: none of these is there.
+    """
+    if uri.endswith((".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".pyth")):
+        with tempfile.TemporaryDirectory() as local:
+            path = Path(local) / uri.rsplit("/", 1)[-1]
+            if storage.is_local(uri):
+                path = Path(storage.local_path(uri))
+            else:
+                path.write_bytes(storage.read_bytes(uri))
+            return read_state_dict(path)
+    for folder in (uri, storage.join(uri, "export")):
+        if storage.exists(storage.join(folder, "config.json")):
+            return read(folder).state_dict
+    raise ValueError(
+        "neither an export folder (model.safetensors and config.json), nor a finished run's folder, "
+        "nor a .safetensors or .pth file"
+    )
 
 
 def read(uri: str) -> Export:

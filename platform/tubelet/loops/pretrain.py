@@ -13,13 +13,12 @@ from torch import Tensor, nn
 from tubelet import handover, pictures, rows
 from tubelet.elastic import Job
 from tubelet.feed import DataPlan, Unit
-from tubelet.ledger import Ledger
-from tubelet.loops.optimise import Plan, Worker
+from tubelet.loops import plans
+from tubelet.loops.optimise import Worker
 from tubelet.recipes import Pretrain
 from tubelet.run_directory import RunDirectory
 from tubelet.schedules import effective_lr
 from tubelet.session import Outcome, Session
-from tubelet.timetable import Timetable
 from videomae import (
     MaskConfig,
     Reconstruction,
@@ -43,30 +42,7 @@ def job(recipe: Pretrain) -> Job:
     manifest = rows.open_manifest(recipe.data.manifest)
     training, held_out = rows.split_rows(manifest, recipe.data)
     judged = rows.evaluation_rows(held_out, clips=recipe.data.held_out_clips, seed=recipe.run.seed)
-    ledger = Ledger(
-        rows=len(training),
-        epochs=recipe.schedule.epochs,
-        batch=recipe.batch.size,
-        micro_batch=recipe.batch.micro,
-        seed=recipe.run.seed,
-    )
-    plan = DataPlan(
-        ledger=ledger,
-        timetable=Timetable(
-            steps=ledger.steps,
-            units_per_step=ledger.units_per_step,
-            held_out_units=-(-len(judged) // (recipe.batch.micro * recipe.data.copies)),
-            evaluate_every=recipe.track.evaluate_every,
-        ),
-        table=manifest.local_table(rows.cache_folder()),
-        rows=(training,),
-        held_out_rows=judged,
-        copies=recipe.data.copies,
-        clip=recipe.data.clip,
-        decode=recipe.decode,
-        frames=recipe.model.frames,
-        size=recipe.model.image_size,
-    )
+    plan = plans.data_plan(recipe, manifest, draws=(training,), held_out=judged)
     with torch.device("meta"):
         parameters = sum(p.numel() for p in build_pretraining(recipe.model).parameters())
     return Job(
@@ -95,7 +71,7 @@ def masks_of(
 def loop(recipe: Pretrain, plan: DataPlan, session: Session) -> Outcome:
     """What every worker runs."""
     task = Reconstructing(recipe, plan, session)
-    return Worker(task=task, plan=plan_of(recipe, plan), session=session).train()
+    return Worker(task=task, plan=plans.step_plan(recipe, plan), session=session).train()
 
 
 def draw(recipe: Pretrain, run: RunDirectory, spool: Path, folder: Path) -> None:
@@ -110,18 +86,6 @@ def draw(recipe: Pretrain, run: RunDirectory, spool: Path, folder: Path) -> None
     )
     pictures.draw_curve(
         spool, folder, title=name or "", loss_name="masked loss (MSE of normalised pixels)"
-    )
-
-
-def plan_of(recipe: Pretrain, plan: DataPlan) -> Plan:
-    """The numbers that the loop goes by."""
-    return Plan(
-        ledger=plan.ledger,
-        timetable=plan.timetable,
-        copies=plan.copies,
-        optim=recipe.optim,
-        warmup_steps=round(recipe.schedule.warmup_epochs * plan.ledger.rows / plan.ledger.batch),
-        checkpoint=recipe.checkpoint,
     )
 
 

@@ -1,0 +1,64 @@
+"""From a training recipe and its manifest to the plans that feed and loop go by; the same for all tasks."""
+
+from clips import Manifest
+from tubelet import rows
+from tubelet.feed import DataPlan
+from tubelet.ledger import Ledger
+from tubelet.loops.optimise import Plan
+from tubelet.recipes import Finetune, Pretrain
+from tubelet.timetable import Timetable
+
+
+def data_plan(
+    recipe: Pretrain | Finetune,
+    manifest: Manifest,
+    *,
+    draws: tuple[rows.Rows, ...],
+    held_out: rows.Rows,
+) -> DataPlan:
+    """What every decoding task needs.
+
+    Args:
+        recipe: the run's.
+        manifest: its data.
+        draws: the training rows of each draw, equally many.
+        held_out: rows that evaluations look at, one clip each.
+    """
+    ledger = Ledger(
+        rows=len(draws[0]),
+        epochs=recipe.schedule.epochs,
+        batch=recipe.batch.size,
+        micro_batch=recipe.batch.micro,
+        seed=recipe.run.seed,
+        draws=len(draws),
+    )
+    timetable = Timetable(
+        steps=ledger.steps,
+        units_per_step=ledger.units_per_step,
+        held_out_units=-(-len(held_out) // (recipe.batch.micro * recipe.data.copies)),
+        evaluate_every=recipe.track.evaluate_every,
+    )
+    return DataPlan(
+        ledger=ledger,
+        timetable=timetable,
+        table=manifest.local_table(rows.cache_folder()),
+        rows=draws,
+        held_out_rows=held_out,
+        copies=recipe.data.copies,
+        clip=recipe.data.clip,
+        decode=recipe.decode,
+        frames=recipe.model.frames,
+        size=recipe.model.image_size,
+    )
+
+
+def step_plan(recipe: Pretrain | Finetune, plan: DataPlan) -> Plan:
+    """What the loop goes by."""
+    return Plan(
+        ledger=plan.ledger,
+        timetable=plan.timetable,
+        copies=plan.copies,
+        optim=recipe.optim,
+        warmup_steps=round(recipe.schedule.warmup_epochs * plan.ledger.rows / plan.ledger.batch),
+        checkpoint=recipe.checkpoint,
+    )
