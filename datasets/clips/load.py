@@ -98,7 +98,7 @@ def load_clips(
         first, length = span(reader, video)
         indices = [first + _times(length, config, seed=seed, frames=frames) for seed in seeds]
         crops_THWC = reader.read(indices, boxes=boxes)
-    clips_RTSSC = np.stack([resize(crop, size=size) for crop in crops_THWC])
+    clips_RTSSC = _resized(crops_THWC, size=size)
     if config.flip:
         for clip, seed in enumerate(seeds):
             if flip_draw(seed=seed):
@@ -142,7 +142,7 @@ def load_views(
             )
         indices = [first + view for view in starts for _ in range(crops)]
         crops_THWC = reader.read(indices, boxes=boxes)
-    return np.stack([resize(crop, size=size) for crop in crops_THWC])
+    return _resized(crops_THWC, size=size)
 
 
 def resize(frames_THWC: np.ndarray, *, size: int) -> np.ndarray:
@@ -157,6 +157,18 @@ def resize(frames_THWC: np.ndarray, *, size: int) -> np.ndarray:
         x_TCHW, size=(size, size), mode="bilinear", antialias=True, align_corners=False
     )
     return y_TCSS.permute(0, 2, 3, 1).contiguous().numpy()
+
+
+def _resized(crops_THWC: list[np.ndarray], *, size: int) -> np.ndarray:
+    """Return the clips as one array; a single one is not copied (2 ms of page faults)."""
+    first_TSSC = resize(crops_THWC[0], size=size)
+    if len(crops_THWC) == 1:
+        return first_TSSC[None]
+    clips_RTSSC = np.empty((len(crops_THWC), *first_TSSC.shape), np.uint8)
+    clips_RTSSC[0] = first_TSSC
+    for clip, crop_THWC in enumerate(crops_THWC[1:], 1):
+        clips_RTSSC[clip] = resize(crop_THWC, size=size)
+    return clips_RTSSC
 
 
 def span(reader: Reader, video: Video) -> tuple[int, int]:
