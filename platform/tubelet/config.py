@@ -37,7 +37,7 @@ from tubelet.schema import (
     keys_of,
     section_of,
 )
-from tubelet.terminal import complain
+from tubelet.terminal import complain, say
 
 T = TypeVar("T")
 
@@ -142,10 +142,10 @@ def from_command_line(
     if not files and default_recipe is not None:
         files = [default_recipe]
     if "--help" in options or "-h" in options:
-        print(describe(schema, needs_recipe=needs_recipe and default_recipe is None))
+        say(describe(schema, needs_recipe=needs_recipe and default_recipe is None))
         raise SystemExit(DONE)
     if "--schema" in options:
-        print(json.dumps(json_schema(schema), indent=2))
+        say(json.dumps(json_schema(schema), indent=2))
         raise SystemExit(DONE)
     problems = [_unknown_option(text) for text in options if text != "--print"]
     if not files and needs_recipe:
@@ -154,7 +154,7 @@ def from_command_line(
     asked = Layer(problems=tuple(problems), readable=bool(files) or not needs_recipe)
     config = _build(schema, files, overrides, asked)
     if "--print" in options:
-        print(to_yaml(config), end="")
+        say(to_yaml(config).rstrip("\n"))
         raise SystemExit(DONE)
     return config
 

@@ -6,7 +6,7 @@ keeps the original ones for us: ``say``, ``complain``, ``table`` and ``progress`
 terminal, pipe or file that the job was started with.  Daemons that outlive us hold the log open,
 not our caller's pipe.  On a terminal a progress is one live line with a bar; elsewhere it is a
 plain line at most every ten seconds, plus the first and the last.  Outside ``console_and_log``
-everything works on the process's own streams.
+everything works on the process's own streams.  What is said never carries control characters.
 """
 
 import contextlib
@@ -14,6 +14,7 @@ import ctypes
 import functools
 import logging
 import os
+import re
 import shlex
 import sys
 import time
@@ -43,13 +44,13 @@ _kept: _Streams | None = None  # the original streams while descriptors 1 and 2 
 
 def say(text: str = "") -> None:
     """Write one text for the user, above a live bar if there is one."""
-    _console().print(text, markup=False, highlight=False, emoji=False, soft_wrap=True)
+    _console().print(_printable(text), markup=False, highlight=False, emoji=False, soft_wrap=True)
 
 
 def complain(text: str) -> None:
     """Write one text to the error stream, after all that was said."""
     sys.stdout.flush()
-    print(text, file=_kept.errors if _kept else sys.stderr, flush=True)
+    print(_printable(text), file=_kept.errors if _kept else sys.stderr, flush=True)
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -263,6 +264,11 @@ def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[s
         for row in cells
     ]
     return [lines[0], "  ".join("-" * width for width in widths), *lines[1:]]
+
+
+def _printable(text: str) -> str:
+    """The text without what a file's name could do to a terminal: bytes that are no UTF-8, escapes."""
+    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]", "?", text)
 
 
 # --- streams ------------------------------------------------------------------------------

@@ -314,7 +314,11 @@ def test_the_run_is_named_after_the_first_file_unless_a_name_is_given(write: Wri
 def test_print_shows_the_whole_recipe_and_it_can_be_fed_back(
     write: Write, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    file = write("epochs: 8ep\nsources: [{uri: '3e-4'}, {uri: 'no'}]\nmodel: {frames: 8}\n")
+    long = "word " * 60  # is not broken into lines that YAML would read otherwise
+    file = write(
+        f"epochs: 8ep\nsources: [{{uri: '3e-4'}}, {{uri: 'no'}}, {{uri: '{long}'}}]\n"
+        'run: {note: "tab\\t[bold]\\e"}\nmodel: {frames: 8}\n'
+    )
     with pytest.raises(SystemExit) as stop:
         config.from_command_line(Recipe, [file, "optim.lr=1e-5", "--print"])
     assert stop.value.code == 0

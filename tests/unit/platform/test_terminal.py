@@ -146,6 +146,16 @@ def test_a_terminal_gets_one_live_line_with_a_bar(tmp_path: Path) -> None:
     assert "4/4 steps  100%  loss 0.5" in final
 
 
+def test_the_name_of_a_file_can_do_nothing_to_the_terminal(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    terminal.say("clip \x1b[2J\udcff.mp4: fine\tline\nnext")
+    terminal.complain("error: \x07")
+    captured = capsys.readouterr()
+    assert captured.out.replace("\t", " ").split() == ["clip", "?[2J?.mp4:", "fine", "line", "next"]
+    assert captured.err == "error: ?\n"
+
+
 class Clock:
     """Seconds that pass when told to."""
 
