@@ -72,3 +72,51 @@ class Finetune:
 
 Training = Pretrain | Finetune
 """The recipes that the elastic runner takes."""
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Accuracy of classifiers on labelled videos (arguments of ``jobs/evaluate.py``)."""
+
+    model: str | list[str]
+    """Folder of a fine-tuned run or export, or ``models:/NAME@ALIAS``; several are evaluated in one pass."""
+    manifest: str
+    """Parquet file with labels."""
+    held_out: Annotated[float, Ge(0), Lt(1)] = 0.05
+    """Which rows, when the manifest names no split: the share that training with this value has held out; 0: all."""
+    views: Annotated[int, Ge(1)] = 1
+    """Clips spread over each video."""
+    crops: Annotated[int, Ge(1)] = 1
+    """Squares cut from each clip along its long side."""
+    stride: Annotated[int, Ge(1)] | None = None
+    """Frames between two of a clip; null: as the model was trained."""
+    decode: DecodeConfig = field(default_factory=DecodeConfig)
+    storage: str = "build/runs"
+    """Where runs, and MLflow's file without a server, are."""
+    output: str = "build/evaluate"
+    """Folder for ``predictions.parquet`` and ``metrics.json``."""
+
+    @property
+    def names(self) -> list[str]:
+        """The models, one or several."""
+        return [self.model] if isinstance(self.model, str) else self.model
+
+
+@dataclass(frozen=True)
+class Predict:
+    """Labels of videos (arguments of ``jobs/predict.py``)."""
+
+    source: str
+    """A video, a folder, an ``s3://`` prefix, or a list file."""
+    model: str
+    """``models:/NAME@ALIAS``, or the folder of a fine-tuned run or export."""
+    top_k: Annotated[int, Ge(1)] = 5
+    views: Annotated[int, Ge(1)] | None = None
+    """Clips spread over each video; null: as the model is registered, else 1."""
+    crops: Annotated[int, Ge(1)] | None = None
+    stride: Annotated[int, Ge(1)] | None = None
+    decode: DecodeConfig = field(default_factory=DecodeConfig)
+    storage: str = "build/runs"
+    """Where runs, and MLflow's file without a server, are."""
+    output: str = "build/predict"
+    """Folder for ``predictions.parquet`` and a picture of the first video."""

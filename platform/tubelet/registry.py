@@ -125,7 +125,12 @@ def register(
         with tempfile.TemporaryDirectory() as folder:
             made = Path(folder) / "model"
             _save(
-                made, export_folder, text=text, views=views_of_video, ids=(model.model_id, run_id)
+                made,
+                export_folder,
+                name=name,
+                text=text,
+                views=views_of_video,
+                ids=(model.model_id, run_id),
             )
             client.log_model_artifacts(model.model_id, str(made))
     except BaseException:
@@ -170,6 +175,32 @@ def load(model_uri: str, *, uri: str) -> "PyFuncModel":
         return load_model(download_artifacts(location, tracking_uri=uri))
 
 
+def fetch(model_uri: str, folder: str | Path, *, uri: str) -> tuple[Path, dict[str, int]]:
+    """Copy a registered model's export to a local folder, for those who run it without MLflow.
+
+    Args:
+        model_uri: `models:/<name>@<alias>` or `models:/<name>/<version>`.
+        folder: where to.
+        uri: MLflow tracking URI.
+
+    Returns:
+        The export's folder, and how its videos are looked at: `stride`, `views`, `crops`.
+
+    Raises:
+        RegistryError: there is no such model, alias or version.
+    """
+    client = connect(uri)
+    from mlflow.artifacts import download_artifacts
+    from mlflow.models import Model
+
+    name, number = _resolve(client, model_uri, uri=uri)
+    location = client.get_model_version_download_uri(name, number)
+    local = download_artifacts(location, dst_path=str(folder), tracking_uri=uri)
+    flavour = Model.load(local).flavors["python_function"]
+    export = Path(local) / flavour["artifacts"]["export"]["path"]
+    return export, dict(flavour["config"])
+
+
 @contextlib.contextmanager
 def _mlflows_own_warnings_ignored() -> Iterator[None]:
     """Importing `mlflow.pyfunc` warns of MLflow's own type hints, which nobody here can change."""
@@ -211,6 +242,7 @@ def _save(
     made: Path,
     export_folder: str | Path,
     *,
+    name: str,
     text: str,
     views: Mapping[str, int],
     ids: tuple[str, str],
@@ -223,7 +255,7 @@ def _save(
         from mlflow.pyfunc import save_model
 
     card = made.parent / "README.md"
-    card.write_text(text)
+    card.write_text(f"# {name}\n\n{text}")
     model_id, run_id = ids
     save_model(
         made,
@@ -274,9 +306,7 @@ def _card_text(export: Export, card: Card, *, name: str, run_id: str) -> str:
     names = export.class_names or ()
     shown = ", ".join(names[:40]) + (f" and {len(names) - 40} more" if len(names) > 40 else "")
     rows = "\n".join(f"| {metric} | {value:.4g} |" for metric, value in card.metrics.items())
-    return f"""# {name}
-
-Video classifier: VideoMAE ({config.preset}), {config.frames} frames of {config.image_size} x \
+    return f"""Video classifier: VideoMAE ({config.preset}), {config.frames} frames of {config.image_size} x \
 {config.image_size} pixels, {export.num_classes} classes{": " + shown if shown else ""}.
 
 | held-out metric | value |

@@ -1,0 +1,107 @@
+"""Evaluate classifiers on the labelled rows of a manifest: one pass over the videos, however many models."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from clips import ClipConfig, DecodeConfig, Manifest
+from tubelet import models, rows
+from tubelet.config import UserError
+from tubelet.evaluation.inference import Views, predict
+from tubelet.evaluation.metrics import Accuracy, accuracy
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What came of it."""
+
+    predictions: pa.Table
+    """One row a video; see ``inference.predict``."""
+    accuracies: list[Accuracy]
+    """Of each model, over the videos that could be decoded."""
+    undecodable: list[str]
+    """Videos without a prediction, with the reason."""
+
+
+def labelled_rows(manifest: Manifest, *, held_out: float) -> NDArray[np.int64]:
+    """The rows to judge by: split ``val`` if there are splits, else the held-out share, else (0) all.
+
+    Raises:
+        UserError: none of them has a label.
+    """
+    splits = manifest.table["split"].to_numpy(zero_copy_only=False)
+    named = [s is not None for s in splits]
+    if any(named):
+        chosen = np.flatnonzero(splits == "val").astype(np.int64)
+    elif held_out:
+        chosen = manifest.hold_out(held_out)[1]
+    else:
+        chosen = np.arange(len(manifest), dtype=np.int64)
+    chosen = chosen[manifest.label_indices()[chosen] >= 0]
+    if not len(chosen):
+        raise UserError(
+            f"no labelled video of {manifest.uri} to evaluate on: use held_out=0 for all rows, "
+            f"or make the manifest with labels=folders"
+        )
+    return chosen
+
+
+def judge(
+    manifest: Manifest,
+    chosen: NDArray[np.int64],
+    *,
+    sources: Sequence[models.Source],
+    decode: DecodeConfig,
+    views: int = 1,
+    crops: int = 1,
+    stride: int | None = None,
+    gpus: bool = False,
+    progress: Callable[[int], None] = lambda done: None,
+) -> Judgement:
+    """Predict the chosen rows with every model and compare with their labels.
+
+    Raises:
+        UserError: the models differ in classes or stride, or do not know a class of the data.
+    """
+    first = sources[0]
+    for other in sources[1:]:
+        if (other.classes, other.stride) != (first.classes, first.stride):
+            raise UserError(
+                f"{other.name} and {first.name} differ in classes or stride: evaluate them apart"
+            )
+    unknown = sorted(set(manifest.classes) - set(first.classes))
+    if unknown:
+        raise UserError(
+            f"{first.name} knows {len(first.classes)} classes and not {', '.join(unknown[:5])}"
+            f"{' and others' if len(unknown) > 5 else ''} of {manifest.uri}"
+        )
+    clip = ClipConfig(stride=stride or first.stride)
+    predictions = predict(
+        manifest.local_table(rows.cache_folder()),
+        chosen,
+        exports=[source.folder for source in sources],
+        views=Views(clip, views, crops),
+        decode=decode,
+        gpus=gpus,
+        progress=progress,
+    )
+    reasons = predictions["reason"].to_pylist()
+    decoded = np.array([not reason for reason in reasons])
+    place = np.array([first.classes.index(name) for name in manifest.classes], np.int64)
+    labels = place[predictions["label"].to_numpy()]
+    accuracies = [
+        accuracy(
+            np.stack(predictions[f"model_{n}"].to_numpy(zero_copy_only=False))[decoded],
+            labels[decoded],
+        )
+        for n in range(len(sources))
+    ]
+    names = predictions["video_id"].to_pylist()
+    return Judgement(
+        predictions,
+        accuracies,
+        [f"{name}: {reason}" for name, reason in zip(names, reasons, strict=True) if reason],
+    )

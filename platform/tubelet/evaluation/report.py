@@ -1,0 +1,99 @@
+"""An evaluation as its user sees it: progress, a table, the weakest classes, files, and a run in MLflow."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from clips import Manifest, storage
+from tubelet import cluster, config, models, terminal, tracking
+from tubelet.evaluation import judge
+from tubelet.evaluation.metrics import Accuracy
+from tubelet.recipes import Evaluate
+
+_WEAKEST = 5
+
+
+def evaluate(
+    recipe: Evaluate, manifest: Manifest, sources: Sequence[models.Source], *, gpus: bool
+) -> judge.Judgement:
+    """Judge every model, tell the user, and keep the result."""
+    chosen = judge.labelled_rows(manifest, held_out=recipe.held_out)
+    with terminal.progress("evaluate", len(chosen), unit="videos") as bar:
+        judgement = judge.judge(
+            manifest,
+            chosen,
+            sources=sources,
+            views=recipe.views,
+            crops=recipe.crops,
+            stride=recipe.stride,
+            decode=recipe.decode,
+            gpus=gpus,
+            progress=bar.update,
+        )
+    terminal.table(
+        ("model", "videos", "top-1 %", "top-5 %", "mean class %"),
+        [
+            (
+                s.name,
+                str(a.videos),
+                f"{a.top1:.2%}"[:-1],
+                f"{a.top5:.2%}"[:-1],
+                f"{a.mean_class:.2%}"[:-1],
+            )
+            for s, a in zip(sources, judgement.accuracies, strict=True)
+        ],
+    )
+    best = max(judgement.accuracies, key=lambda a: a.top1)
+    terminal.say("weakest classes of the best: " + ", ".join(_weakest(best, sources[0].classes)))
+    if judgement.undecodable:
+        terminal.say(
+            f"{len(judgement.undecodable)} videos could not be decoded: {judgement.undecodable[0]}, ..."
+        )
+    folder = Path(recipe.output)
+    folder.mkdir(parents=True, exist_ok=True)
+    pq.write_table(judgement.predictions, folder / "predictions.parquet")
+    metrics = {s.name: _plain(a) for s, a in zip(sources, judgement.accuracies, strict=True)}
+    (folder / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")
+    _log(recipe, manifest, judgement.accuracies, folder)
+    terminal.say(f"predictions and metrics in {folder}")
+    return judgement
+
+
+def _log(
+    recipe: Evaluate, manifest: Manifest, accuracies: Sequence[Accuracy], folder: Path
+) -> None:
+    root = storage.absolute(recipe.storage)
+    uri = tracking.resolve_uri(root)
+    run_id = tracking.start_run(
+        uri,
+        storage=root,
+        job="evaluate",
+        name=recipe.names[0].rstrip("/").rsplit("/", 1)[-1],
+        parameters=config.flatten(recipe),
+        recipe=config.to_yaml(recipe),
+        attempt=1,
+        manifest=manifest.hash,
+        revision=cluster.revision(),
+    )
+    client = tracking.connect(uri)
+    for number, each in enumerate(accuracies):
+        for name in ("top1", "top5", "mean_class"):
+            client.log_metric(run_id, f"eval/{name}", getattr(each, name), step=number)
+    tracking.log_artifacts(uri, run_id=run_id, folder=folder)
+    tracking.finish_run(uri, run_id=run_id, status="FINISHED")
+
+
+def _weakest(accuracy: Accuracy, classes: Sequence[str]) -> list[str]:
+    present = np.flatnonzero(accuracy.videos_by_class)
+    share = accuracy.right_by_class[present] / accuracy.videos_by_class[present]
+    order = np.argsort(share, kind="stable")[:_WEAKEST]
+    return [f"{classes[int(present[i])]} {share[i]:.0%}" for i in order]
+
+
+def _plain(accuracy: Accuracy) -> dict[str, Any]:
+    return {k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in asdict(accuracy).items()}
