@@ -93,7 +93,9 @@ def describe(schema: type, *, needs_recipe: bool) -> str:
             shown = f" = {json.dumps(default)}"
             if name in node.get("required", ()):
                 shown = " (required)"
-            text = " ".join(entry.get("description", "").split())
+            if choices := entry.get("enum"):
+                shown += f" ({' | '.join(map(str, choices))})"
+            text = " ".join(entry.get("description", "").replace("``", "").split())
             yield f"  {prefix}{name}{shown}" + (f"   # {text}" if text else "")
 
     root = whole["$defs"][whole["$ref"].rpartition("/")[2]]

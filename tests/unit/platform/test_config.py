@@ -364,6 +364,7 @@ def test_help_lists_every_key_with_default_and_meaning(capsys: pytest.CaptureFix
     printed = capsys.readouterr().out.splitlines()
     assert "  epochs (required)   # How long to train, as 800ep." in printed
     assert "  optim.lr = 0.00015   # Rate per 256 visits." in printed
+    assert '  model.preset = "vit_b" (vit_s | vit_b)' in printed
     assert len([line for line in printed if line.startswith("  ")]) == len(keys_of(Recipe))
 
 
