@@ -84,12 +84,10 @@ class ShardedAdamW:
     def square_sum(self) -> Tensor:
         """Sum of squares of this rank's shards of the gradient, in float64; a scalar."""
         gradients = [_local(p.grad) for p in self._named.values() if p.grad is not None]
-        norms = torch._foreach_norm([g for g in gradients if g.numel()])
-        return (
-            torch.stack(norms).double().square().sum()
-            if norms
-            else torch.zeros((), dtype=torch.float64)
-        )
+        parts = [g for g in gradients if g.numel()]
+        if not parts:  # a rank may hold nothing of a small model
+            return torch.zeros((), dtype=torch.float64)
+        return torch.stack(torch._foreach_norm(parts)).double().square().sum()
 
     def step(self, *, lr: float, weight_decay: float, scale: float) -> None:
         """Multiply the gradient by ``scale``, update, and forget the gradient."""
