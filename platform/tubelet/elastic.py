@@ -13,10 +13,8 @@ import json
 import logging
 import signal
 import threading
-import time
-import uuid
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,32 +23,17 @@ import pydantic
 from clips import storage
 from tubelet import cluster, config, terminal, tracking
 from tubelet.config import DONE, INTERRUPTED, STOPPED, UserError
-from tubelet.feed import DataPlan, MaskMaker
+from tubelet.fit import Fit, Job, spool_folder
 from tubelet.run_directory import FORMAT_VERSION, RunDirectory
-from tubelet.session import Outcome, Session
 from tubelet.watch import Watch
 
 _log = logging.getLogger(__name__)
 
-_POLL_S = 0.3
 _SHIP_TIMEOUT_S = 60.0
 
 
-@dataclass(frozen=True)
-class Job:
-    """A run as the runner sees it."""
-
-    kind: Literal["pretrain", "finetune"]
-    recipe: Any
-    """With the sections ``run data elastic resume track`` that all training recipes have."""
-    plan: DataPlan
-    manifest_hash: str
-    make_masks: MaskMaker
-    loop: Callable[[Any, DataPlan, Session], Outcome]
-    notes: dict[str, str] = field(default_factory=dict)
-    """What the user should see before it starts, by name (effective learning rate, parameters)."""
-    draw: Callable[[Any, RunDirectory, Path, Path], None] | None = None
-    """Draws pictures of (recipe, run, file of the points so far) into a local folder."""
+class TrainingStopped(Exception):
+    """A run ended with a diagnosis; for callers of ``run`` that have no use for its result then."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +75,7 @@ def run(job: Job) -> Result:
         directory.write_json(record, "run.json")
         storage.write_bytes(directory.path("recipe.yaml"), config.to_yaml(job.recipe).encode())
         _announce(job, directory, record, workers=workers, found=found)
-        fit = _Fit(
+        fit = Fit(
             job, directory, mlflow_uri=mlflow_uri, run_id=record["mlflow_run_id"], workers=workers
         )
         return _watch(job, directory, fit, mlflow_uri=mlflow_uri, run_id=record["mlflow_run_id"])
@@ -215,91 +198,6 @@ def _announce(
 # --- during ----------------------------------------------------------------------------------------
 
 
-class _Fit:
-    """Ray Train's ``fit`` in a thread, so that signals reach the main one."""
-
-    def __init__(
-        self,
-        job: Job,
-        directory: RunDirectory,
-        *,
-        mlflow_uri: str,
-        run_id: str,
-        workers: tuple[int, int],
-    ) -> None:
-        self.ray_run = f"{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:6]}"
-        self.error: BaseException | None = None
-        self._trainer = _trainer(job, directory, self.ray_run, mlflow_uri, run_id, workers)
-        self._thread = threading.Thread(target=self._run, name="fit", daemon=True)
-        self._thread.start()
-
-    def running(self) -> bool:
-        """Wait a moment; whether Ray Train is still at work."""
-        self._thread.join(_POLL_S)
-        return self._thread.is_alive()
-
-    def _run(self) -> None:
-        try:
-            self._trainer.fit()
-        except BaseException as error:
-            self.error = error
-
-
-def _trainer(
-    job: Job,
-    directory: RunDirectory,
-    ray_run: str,
-    mlflow_uri: str,
-    run_id: str,
-    workers: tuple[int, int],
-) -> Any:
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
-
-    from tubelet import membership, stream, worker
-
-    recipe, elastic = job.recipe, job.recipe.elastic
-    import ray
-
-    cuda = elastic.device == "cuda" or (
-        elastic.device == "auto" and ray.cluster_resources().get("GPU", 0) >= workers[0]
-    )
-    work = worker.Work(
-        run_uri=directory.uri,
-        ray_run=ray_run,
-        recipe=recipe,
-        plan=job.plan,
-        make_masks=job.make_masks,
-        loop=job.loop,
-        threads=elastic.threads,
-        prefetch=recipe.data.prefetch,
-    )
-    reports = membership.Reports(uri=mlflow_uri, run_id=run_id, folder=spool_folder(directory))
-    # Ray also takes callbacks of its own kinds here, which its annotation does not say.
-    callbacks: list[Any] = [membership.Attempts(directory, ray_run, reports), reports]
-    smallest, largest = workers
-    return TorchTrainer(
-        worker.work,
-        train_loop_config={"work": work},
-        torch_config=TorchConfig(backend="nccl" if cuda else "gloo"),
-        datasets={
-            "train": stream.dataset_of(directory, job.plan, decode_cpus=recipe.data.decode_cpus)
-        },
-        dataset_config=stream.OrderedDataConfig(),
-        scaling_config=ScalingConfig(
-            num_workers=smallest if smallest == largest else workers,
-            use_gpu=cuda,
-            resources_per_worker={"CPU": elastic.cpus_per_worker} | ({"GPU": 1} if cuda else {}),
-        ),
-        run_config=RunConfig(
-            name=ray_run,
-            storage_path=directory.path("ray"),
-            failure_config=FailureConfig(max_failures=elastic.max_failures),
-            callbacks=callbacks,
-        ),
-    )
-
-
 @contextlib.contextmanager
 def _signals() -> Iterator[list[str]]:
     """The names of SIGINT and SIGTERM as they arrive; a second one ends the process at once."""
@@ -321,7 +219,7 @@ def _signals() -> Iterator[list[str]]:
             signal.signal(number, handler)
 
 
-def _watch(job: Job, directory: RunDirectory, fit: _Fit, *, mlflow_uri: str, run_id: str) -> Result:
+def _watch(job: Job, directory: RunDirectory, fit: Fit, *, mlflow_uri: str, run_id: str) -> Result:
     """Show progress until Ray Train ends; pass a signal on to whatever attempt is running."""
     watch = Watch(job.recipe, directory, Path(spool_folder(directory)) / f"{run_id}.jsonl")
     asked: int | None = None
@@ -351,7 +249,7 @@ def _watch(job: Job, directory: RunDirectory, fit: _Fit, *, mlflow_uri: str, run
 def _finish(
     job: Job,
     directory: RunDirectory,
-    fit: _Fit,
+    fit: Fit,
     watch: Watch,
     *,
     stopped_by: list[str],
@@ -412,15 +310,6 @@ def _draw(job: Job, directory: RunDirectory, mlflow_uri: str, run_id: str) -> No
     except Exception:
         _log.exception("pictures of %s", directory.uri)
         terminal.say(f"note: a picture could not be made; see {_log_file(directory)}")
-
-
-def spool_folder(directory: RunDirectory) -> str:
-    """Where this machine keeps what is on its way to MLflow: in the run's folder when that is local."""
-    if storage.is_local(directory.uri):
-        return storage.local_path(directory.path("spool"))
-    return str(
-        Path.home() / ".cache" / "tubelet" / "runs" / directory.uri.rsplit("/", 1)[-1] / "spool"
-    )
 
 
 def _log_file(directory: RunDirectory) -> Path:

@@ -1,0 +1,1 @@
+"""The whole path on a laptop: videos in; a pretrained, fine-tuned, registered model out, with pictures."""

@@ -1,0 +1,131 @@
+"""One start of Ray Train for a run: our feed, our hooks, a fresh name, no checkpoints of Ray's.
+
+Ray Train keeps its own record of a run under its name and refuses or deletes what does not fit; a fresh name for every
+start of a driver makes that record disposable, and the run's directory the only truth.
+"""
+
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from clips import storage
+from tubelet.feed import DataPlan, MaskMaker
+from tubelet.run_directory import RunDirectory
+from tubelet.session import Outcome, Session
+
+_POLL_S = 0.3
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run as the runner sees it."""
+
+    kind: Literal["pretrain", "finetune"]
+    recipe: Any
+    """With the sections ``run data elastic resume track`` that all training recipes have."""
+    plan: DataPlan
+    manifest_hash: str
+    make_masks: MaskMaker
+    loop: Callable[[Any, DataPlan, Session], Outcome]
+    notes: dict[str, str] = field(default_factory=dict)
+    """What the user should see before it starts, by name (effective learning rate, parameters)."""
+    draw: Callable[[Any, RunDirectory, Path, Path], None] | None = None
+    """Draws pictures of (recipe, run, file of the points so far) into a local folder."""
+
+
+class Fit:
+    """Ray Train's ``fit`` in a thread, so that signals reach the main one."""
+
+    def __init__(
+        self,
+        job: Job,
+        directory: RunDirectory,
+        *,
+        mlflow_uri: str,
+        run_id: str,
+        workers: tuple[int, int],
+    ) -> None:
+        self.ray_run = f"{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:6]}"
+        self.error: BaseException | None = None
+        self._trainer = _trainer(job, directory, self.ray_run, mlflow_uri, run_id, workers)
+        self._thread = threading.Thread(target=self._run, name="fit", daemon=True)
+        self._thread.start()
+
+    def running(self) -> bool:
+        """Wait a moment; whether Ray Train is still at work."""
+        self._thread.join(_POLL_S)
+        return self._thread.is_alive()
+
+    def _run(self) -> None:
+        try:
+            self._trainer.fit()
+        except BaseException as error:
+            self.error = error
+
+
+def _trainer(
+    job: Job,
+    directory: RunDirectory,
+    ray_run: str,
+    mlflow_uri: str,
+    run_id: str,
+    workers: tuple[int, int],
+) -> Any:
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    from tubelet import membership, stream, worker
+
+    recipe, elastic = job.recipe, job.recipe.elastic
+    import ray
+
+    cuda = elastic.device == "cuda" or (
+        elastic.device == "auto" and ray.cluster_resources().get("GPU", 0) >= workers[0]
+    )
+    work = worker.Work(
+        run_uri=directory.uri,
+        ray_run=ray_run,
+        recipe=recipe,
+        plan=job.plan,
+        make_masks=job.make_masks,
+        loop=job.loop,
+        threads=elastic.threads,
+        prefetch=recipe.data.prefetch,
+    )
+    reports = membership.Reports(uri=mlflow_uri, run_id=run_id, folder=spool_folder(directory))
+    # Ray also takes callbacks of its own kinds here, which its annotation does not say.
+    callbacks: list[Any] = [membership.Attempts(directory, ray_run, reports), reports]
+    smallest, largest = workers
+    return TorchTrainer(
+        worker.work,
+        train_loop_config={"work": work},
+        torch_config=TorchConfig(backend="nccl" if cuda else "gloo"),
+        datasets={
+            "train": stream.dataset_of(directory, job.plan, decode_cpus=recipe.data.decode_cpus)
+        },
+        dataset_config=stream.OrderedDataConfig(),
+        scaling_config=ScalingConfig(
+            num_workers=smallest if smallest == largest else workers,
+            use_gpu=cuda,
+            resources_per_worker={"CPU": elastic.cpus_per_worker} | ({"GPU": 1} if cuda else {}),
+        ),
+        run_config=RunConfig(
+            name=ray_run,
+            storage_path=directory.path("ray"),
+            failure_config=FailureConfig(max_failures=elastic.max_failures),
+            callbacks=callbacks,
+        ),
+    )
+
+
+def spool_folder(directory: RunDirectory) -> str:
+    """Where this machine keeps what is on its way to MLflow: in the run's folder when that is local."""
+    if storage.is_local(directory.uri):
+        return storage.local_path(directory.path("spool"))
+    return str(
+        Path.home() / ".cache" / "tubelet" / "runs" / directory.uri.rsplit("/", 1)[-1] / "spool"
+    )
