@@ -1,17 +1,15 @@
 import json
 import os
-import signal
-import socket
 import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
 
+from mlflow_server import MlflowServer
 from tubelet.spool import MetricSpool, Point
 
 # MLflow's own use of SQLAlchemy.
@@ -247,59 +245,17 @@ def python(code: str, *arguments: str) -> subprocess.Popen[str]:
 
 
 @pytest.fixture
-def server(tmp_path: Path) -> Iterator["Server"]:
-    server = Server(tmp_path / "server")
+def server(tmp_path: Path) -> Iterator[MlflowServer]:
+    folder = tmp_path / "server"
+    folder.mkdir()
+    server = MlflowServer(folder)
     yield server
     server.kill()
 
 
-class Server:
-    """`mlflow server` on a loopback port of its own, over SQLite."""
-
-    def __init__(self, folder: Path) -> None:
-        folder.mkdir()
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
-        self.folder, self.process = folder, None
-        self.uri = f"http://127.0.0.1:{self.port}"
-
-    def start(self) -> None:
-        command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1"]
-        command += ["--port", str(self.port), "--workers", "1"]
-        command += ["--backend-store-uri", f"sqlite:///{self.folder}/mlflow.db"]
-        command += ["--artifacts-destination", str(self.folder / "artifacts")]
-        with (self.folder / "log").open("ab") as log:
-            self.process = subprocess.Popen(
-                command,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-                env=os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
-            )
-
-    def wait(self) -> None:
-        deadline = time.monotonic() + 90
-        while True:
-            assert self.process is not None
-            assert self.process.poll() is None, (self.folder / "log").read_text()
-            try:
-                with urllib.request.urlopen(f"{self.uri}/health", timeout=1):
-                    return
-            except OSError:
-                assert time.monotonic() < deadline, (self.folder / "log").read_text()
-                time.sleep(0.2)
-
-    def kill(self) -> None:
-        if self.process is not None:
-            os.killpg(self.process.pid, signal.SIGKILL)
-            self.process.wait()
-            self.process = None
-
-
 @pytest.mark.slow  # 35 s: a server takes 12 s to start, twice
 def test_every_point_survives_the_death_of_trainer_and_server(
-    server: Server, tmp_path: Path
+    server: MlflowServer, tmp_path: Path
 ) -> None:
     server.start()
     server.wait()
