@@ -111,7 +111,7 @@ def register(
             f"{export_folder} holds a {export.kind} model: only a fine-tuned classifier gives "
             "labels and can be registered"
         )
-    text = _card_text(export, card, name=name, run_id=run_id)
+    text = _card_text(export, card, model_uri=f"models:/{name}@{alias}", run_id=run_id)
     views_of_video = {"stride": stride, "views": views, "crops": crops}
     client = connect(uri)
     try:
@@ -301,7 +301,7 @@ def _link(client: "MlflowClient", *, run_id: str, model_id: str) -> None:
     client.log_outputs(run_id, [LoggedModelOutput(model_id, step=0)])
 
 
-def _card_text(export: Export, card: Card, *, name: str, run_id: str) -> str:
+def _card_text(export: Export, card: Card, *, model_uri: str, run_id: str) -> str:
     config = export.config
     names = export.class_names or ()
     shown = ", ".join(names[:40]) + (f" and {len(names) - 40} more" if len(names) > 40 else "")
@@ -322,7 +322,7 @@ def _card_text(export: Export, card: Card, *, name: str, run_id: str) -> str:
 
 ## Use
 
-    model = mlflow.pyfunc.load_model("models:/{name}@champion")
+    model = mlflow.pyfunc.load_model("{model_uri}")
     model.predict([{{"video_path": "one.mp4"}}], params={{"top_k": 5}})
 
 A row has `video_path` (a path or URI) or `video` (the file's bytes). The answer has `labels`,

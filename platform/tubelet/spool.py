@@ -40,7 +40,10 @@ SHIP_INTERVAL_S = 1.0
 LONGEST_PAUSE_S = 30.0
 PAUSE_WHILE_CLOSING_S = 0.2
 METRICS_PER_BATCH = 500  # the store takes at most 1000
-REQUEST_TIMEOUT_S = 5
+IMPATIENCE = {  # the thread has its own way of asking again
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
+}
 NONFINITE = "sys/nonfinite"
 
 _METRIC_NAME = re.compile(r"[\w.\-:/ ]{1,250}")  # what MLflow's stores accept
@@ -57,7 +60,8 @@ class MetricSpool:
     """Append points to `<folder>/<run_id>.jsonl` and ship them to the MLflow run in the background.
 
     One process at a time writes a folder's spool. Build it in the process that logs, from plain
-    values: it owns a thread and a file.
+    values: it owns a thread and a file, and until `close` makes MLflow's HTTP requests in this
+    process give up after one attempt of five seconds.
     """
 
     def __init__(self, uri: str, run_id: str, folder: str | Path) -> None:
@@ -82,6 +86,9 @@ class MetricSpool:
         self._refused = False  # by the disk
         self._failing = False  # at the store
         self._closing, self._abandoned, self._wake = (threading.Event() for _ in range(3))
+        # MLflow reads these from the environment only: they hold for the process, until `close`.
+        self._environment = {name: os.environ.get(name) for name in IMPATIENCE}
+        os.environ.update(IMPATIENCE)
         with self._lock:
             self._write()
         self._thread = threading.Thread(target=self._run, name="metric-spool", daemon=True)
@@ -111,6 +118,11 @@ class MetricSpool:
         self._wake.set()
         self._thread.join(timeout)
         self._abandoned.set()
+        for variable, value in self._environment.items():
+            if value is None:
+                os.environ.pop(variable, None)
+            else:
+                os.environ[variable] = value
         with self._lock:
             complete = not self._thread.is_alive() and not self._unwritten
             if self._descriptor is not None:
@@ -283,12 +295,6 @@ def _entry(line: bytes) -> dict[str, Any]:
 
 
 def _client(uri: str) -> Any:
-    """A client that gives up at once: the thread has its own way of asking again.
-
-    MLflow reads these from the environment only, so they hold for the whole process.
-    """
-    os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"
-    os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = str(REQUEST_TIMEOUT_S)
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     from mlflow import MlflowClient
 

@@ -146,7 +146,14 @@ def test_a_version_says_where_it_comes_from(uri: str, model_uri: str, run_id: st
     assert version.run_id == run_id
     assert version.tags["eval/top1"] == "0.875"
     card = version.description or ""
-    for part in ("| eval/top1 | 0.875 |", run_id, "m" * 64, "run 0123 (demo-pretrain)", "up_right"):
+    for part in (
+        "| eval/top1 | 0.875 |",
+        run_id,
+        "m" * 64,
+        "run 0123 (demo-pretrain)",
+        "up_right",
+        f'"{model_uri}"',
+    ):
         assert part in card
     assert "secret" not in card
     outputs = MlflowClient(uri).get_run(run_id).outputs
@@ -210,6 +217,16 @@ def test_names_that_do_not_exist_are_answered_with_those_that_do(uri: str, model
     ):
         with pytest.raises(registry.RegistryError, match=message):
             registry.load(wrong, uri=uri)
+
+
+def test_an_export_is_fetched_with_the_views_it_was_registered_with(
+    uri: str, model_uri: str, export: Path, tmp_path: Path
+) -> None:
+    fetched, views = registry.fetch(model_uri, tmp_path, uri=uri)
+    assert views == {"stride": 2, "views": 2, "crops": 1}
+    assert fetched.is_relative_to(tmp_path)
+    for name in ("model.safetensors", "config.json"):
+        assert (fetched / name).read_bytes() == (export / name).read_bytes()
 
 
 def test_a_model_without_an_alias_says_so(uri: str) -> None:

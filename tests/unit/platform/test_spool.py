@@ -18,14 +18,6 @@ pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy i
 NOBODY = "http://127.0.0.1:9"
 
 
-@pytest.fixture(autouse=True)
-def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The spool sets these for its whole process; here they end with the test."""
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
-    monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
-
-
 @pytest.fixture(scope="module")
 def uri(tmp_path_factory: pytest.TempPathFactory) -> str:
     return f"sqlite:///{tmp_path_factory.mktemp('store')}/mlflow.db"
@@ -60,6 +52,19 @@ def test_every_point_arrives_once(uri: str, run_id: str, tmp_path: Path) -> None
         spool.append([point])
     assert spool.close(timeout=30)
     assert stored(uri, run_id) == expected(1300)
+
+
+def test_a_closed_spool_leaves_the_environment_as_it_was(
+    run_id: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "6")
+    monkeypatch.delenv("MLFLOW_HTTP_REQUEST_TIMEOUT", raising=False)
+    spool = MetricSpool(NOBODY, run_id, tmp_path)
+    assert os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] == "0"
+    assert os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "5"
+    spool.close(timeout=0)
+    assert os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] == "6"
+    assert "MLFLOW_HTTP_REQUEST_TIMEOUT" not in os.environ
 
 
 def test_points_are_shipped_while_training_goes_on(uri: str, run_id: str, tmp_path: Path) -> None:
