@@ -280,7 +280,7 @@ def _finish(
     else:
         tip = directory.resume_point(directory.newest_attempt())
         at = f"step {tip.step}" if tip else "the beginning"
-        code, message = STOPPED, _diagnosis(fit.error, where=where, log=str(log), at=at)
+        code, message = STOPPED, _diagnosis(fit.error, where=where, log=log, at=at)
     status: dict[int, Literal["FINISHED", "KILLED", "FAILED"]] = {
         DONE: "FINISHED",
         INTERRUPTED: "KILLED",
@@ -290,13 +290,12 @@ def _finish(
     return Result(code, directory, mlflow_uri, run_id, message, watch.newest)
 
 
-def _diagnosis(error: BaseException | None, *, where: str, log: str, at: str) -> str:
-    first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-    causes = list(getattr(error, "worker_failures", {}).values())
-    if causes:
-        lines = [line for line in str(causes[0]).splitlines() if line.strip()]
-        first = lines[-1] if lines else first
-    return f"training gave up: {first}\n  log: {log}\n  the same command resumes {where} from {at}"
+def _diagnosis(error: BaseException | None, *, where: str, log: Path, at: str) -> str:
+    """Why a run gave up: the last line of the first worker's error, or else of the log."""
+    causes = [str(cause) for cause in getattr(error, "worker_failures", {}).values()]
+    lines = [line for line in (causes or [str(error)])[0].splitlines() if line.strip()]
+    reason = lines[-1].strip() if lines and error is not None else terminal.tail(log, lines=3)
+    return f"training gave up: {reason}\n  log: {log}\n  the same command resumes {where} from {at}"
 
 
 def _draw(job: Job, directory: RunDirectory, mlflow_uri: str, run_id: str) -> None:

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import shutil
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -265,7 +266,9 @@ def _tell_rejected(made: Prepared) -> None:
 
 def mlflow_command(root: Path) -> str:
     """How to look at the runs in a browser."""
-    return f"mlflow server --backend-store-uri {tracking.resolve_uri(str(root))} --port 5000, then http://127.0.0.1:5000"
+    program = Path(sys.executable).with_name("mlflow")
+    uri = tracking.resolve_uri(str(root))
+    return f"{program} server --backend-store-uri {uri} --port 5000   (then open http://127.0.0.1:5000)"
 
 
 def _pictures(folder: Path, *trained: stages.Trained) -> list[str]:
