@@ -220,15 +220,17 @@ def _shown(place: str) -> str:
 # --- probing ---------------------------------------------------------------------------------
 
 
-def probe(uri: str, *, decode: DecodeConfig = DEFAULT_DECODE) -> Probe:
+def probe(uri: str, *, decode: DecodeConfig = DEFAULT_DECODE, size: int | None = None) -> Probe:
     """Look inside a video; its first and its middle frame are decoded as proof.
+
+    `size` is the length of a remote object, where it is known.
 
     Raises:
         DecodeError: It cannot be used; the kind says why.
     """
     from clips.decode.pyav import PyavReader  # here, because finding videos needs no FFmpeg
 
-    with PyavReader(uri, config=decode) as reader:
+    with PyavReader(uri, config=decode, size=size) as reader:
         proof = np.array([0, reader.frames // 2])
         (pictures,) = reader.read([proof])
         info = reader.info
@@ -251,7 +253,8 @@ def examine(
 ) -> dict[str, Any] | Rejected:
     """Return the manifest's row for a video, or why there is none."""
     try:
-        found = probe(storage.join(root, entry.video_id), decode=decode)
+        uri = storage.join(root, entry.video_id)
+        found = probe(uri, decode=decode, size=entry.size)
     except DecodeError as error:
         return Rejected(entry.video_id, error.kind, error.message)
     if found.frames < 2:

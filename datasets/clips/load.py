@@ -67,7 +67,6 @@ def load_clips(
     frames: int,
     size: int,
     decode: DecodeConfig = DEFAULT_DECODE,
-    source: bytes | None = None,
 ) -> np.ndarray:
     """Return one clip per seed: uint8 [R, T, S, S, 3].
 
@@ -78,8 +77,6 @@ def load_clips(
         frames: T, frames per clip.
         size: S, height and width of the result.
         decode: Backend and limits.
-        source: The encoded bytes, where they are at hand already; else they are read from
-            `video.uri`.
 
     Raises:
         DecodeError: The video, or a wanted frame, cannot be decoded.
@@ -94,7 +91,7 @@ def load_clips(
             for seed in seeds
         ]
 
-    with open_video(source if source is not None else video.uri, config=decode) as reader:
+    with open_video(video.uri, config=decode, size=video.size or None) as reader:
         first, length = span(reader, video)
         indices = [first + _times(length, config, seed=seed, frames=frames) for seed in seeds]
         crops_THWC = reader.read(indices, boxes=boxes)
@@ -132,7 +129,9 @@ def load_views(
     def boxes(width: int, height: int) -> list[Box]:
         return even_boxes(width, height, crops=crops) * views
 
-    with open_video(source if source is not None else video.uri, config=decode) as reader:
+    with open_video(
+        video.uri if source is None else source, config=decode, size=video.size or None
+    ) as reader:
         first, length = span(reader, video)
         if views == 1:
             starts = [sampling.centre_indices(length, frames=frames, stride=config.stride)]

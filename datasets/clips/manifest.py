@@ -19,6 +19,7 @@ training needs, named by the hash and shared by all processes; a row becomes a `
 about 30 us.
 """
 
+import functools
 import hashlib
 import itertools
 import json
@@ -109,7 +110,7 @@ class Manifest:
         """Return the record of one row."""
         return self._local.video(row)
 
-    @property
+    @functools.cached_property
     def _local(self) -> LocalTable:
         return LocalTable.of(self.table, root=self.root, classes=self.classes)
 

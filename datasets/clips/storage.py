@@ -146,8 +146,10 @@ def list_names(uri: str) -> list[str]:
 
 
 def read_bytes(uri: str) -> bytes:
-    """Return the whole content of `uri`."""
-    return _attempt(uri, lambda fs, path: fs.cat_file(path))
+    """Return the whole content of `uri`, fetched with one request."""
+    # s3fs would ask for the length first, to fetch large objects in parts side by side.
+    whole = {"max_concurrency": 1} if _scheme(uri) == "s3" else {}
+    return _attempt(uri, lambda fs, path: fs.cat_file(path, **whole))
 
 
 def read_range(uri: str, *, start: int, length: int) -> bytes:
@@ -264,7 +266,7 @@ def _s3_client_of(process: int, endpoint: str | None) -> Any:
     import boto3
     from botocore.config import Config
 
-    return boto3.client(
+    return boto3.Session().client(
         "s3",
         endpoint_url=endpoint,
         config=Config(

@@ -123,12 +123,15 @@ class Reader(Protocol):
     def __exit__(self, *exc_info: object) -> None: ...
 
 
-def open_video(source: str | bytes, *, config: DecodeConfig = DEFAULT_DECODE) -> Reader:
+def open_video(
+    source: str | bytes, *, config: DecodeConfig = DEFAULT_DECODE, size: int | None = None
+) -> Reader:
     """Open a video for reading.
 
     Args:
         source: Path or URI (`s3://bucket/key`), or the encoded bytes themselves.
         config: Backend and limits.
+        size: Length of a remote object, where it is known; saves a request.
 
     Raises:
         DecodeError: The video cannot be read.
@@ -138,7 +141,7 @@ def open_video(source: str | bytes, *, config: DecodeConfig = DEFAULT_DECODE) ->
     if config.backend == "decord":
         from clips.decode.decord import DecordReader
 
-        return DecordReader(source, config=config)
+        return DecordReader(source, config=config, size=size)
     from clips.decode.pyav import PyavReader
 
-    return PyavReader(source, config=config)
+    return PyavReader(source, config=config, size=size)

@@ -24,7 +24,9 @@ from clips.decode.source import openable
 class DecordReader:
     """A video opened with decord; see `clips.decode.Reader`."""
 
-    def __init__(self, source: str | bytes, *, config: DecodeConfig) -> None:
+    def __init__(
+        self, source: str | bytes, *, config: DecodeConfig, size: int | None = None
+    ) -> None:
         """Open `source`.
 
         Raises:
@@ -37,7 +39,7 @@ class DecordReader:
                 "decode.backend is decord, which is not installed (it has wheels for x86-64 Linux "
                 "only); use decode.backend=pyav"
             ) from error
-        opened = openable(source)
+        opened = openable(source, size=size)
         if not isinstance(opened, str):
             opened = opened if isinstance(opened, io.BytesIO) else io.BytesIO(opened.read())
         else:

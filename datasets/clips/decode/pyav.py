@@ -21,6 +21,8 @@ Shapes: T frames of a clip, H W of the displayed picture, C = 3 (RGB).
 
 import bisect
 import contextlib
+import errno
+import itertools
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -64,7 +66,12 @@ class PyavReader:
     """A video opened with PyAV; see the module's text and `clips.decode.Reader`."""
 
     def __init__(
-        self, source: str | bytes, *, config: DecodeConfig, keep_bytes: int = _KEEP_BYTES
+        self,
+        source: str | bytes,
+        *,
+        config: DecodeConfig,
+        size: int | None = None,
+        keep_bytes: int = _KEEP_BYTES,
     ) -> None:
         """Open `source` and index its packets.
 
@@ -72,6 +79,7 @@ class PyavReader:
         """
         self._config = config
         self._source = source
+        self._size = size
         self._keep_bytes = keep_bytes
         self._deadline = time.monotonic() + config.seconds
         self._reformatter = VideoReformatter()
@@ -154,7 +162,7 @@ class PyavReader:
     def _open(self) -> tuple[InputContainer, VideoStream]:
         # A file may name others (playlists): only the file protocol is ever followed.
         container = av.open(
-            openable(self._source),
+            openable(self._source, size=self._size),
             metadata_errors="ignore",
             options={"protocol_whitelist": "file"},
         )
@@ -310,20 +318,21 @@ class PyavReader:
         yield len(self._pts), None
 
     def _packets_again(self, position: int) -> Iterator[tuple[int, Packet]]:
-        """Read packets from the file again, at or before `position`: by a seek if it has times."""
-        where = {pts: i for i, pts in enumerate(self._pts)} if self._timed else {}
-        if position > 0 and self._timed and self._dts[position] is not None:
-            self._container.seek(self._dts[position] or 0, stream=self._stream, backward=True)
+        """Read packets from `position` on from the file again: by a seek if it has times."""
+        target = self._dts[position] if self._timed and position else None
+        if target is not None:
+            self._container.seek(target, stream=self._stream, backward=True)
             packets = _video_packets(self._container, self._stream)
             first = next(packets, None)
-            at = where.get(first.pts) if first is not None else None
-            if first is not None and at is not None and at <= position:
-                yield at, first
-                yield from enumerate(packets, at + 1)
+            landed = self._pts.index(first.pts) if first is not None else len(self._pts)
+            if first is not None and landed <= position:
+                found = enumerate(itertools.chain([first], packets), landed)
+                yield from itertools.dropwhile(lambda at: at[0] < position, found)
                 return
         self._container.close()
         self._container, self._stream = self._open()
-        yield from enumerate(_video_packets(self._container, self._stream))
+        found = enumerate(_video_packets(self._container, self._stream))
+        yield from itertools.dropwhile(lambda at: at[0] < position, found)
 
     # --- pixels ------------------------------------------------------------------------------
 
@@ -377,6 +386,8 @@ def _kind(error: Exception) -> Kind:
         return "corrupt"
     if isinstance(error, av.error.DecoderNotFoundError | av.error.PatchWelcomeError):
         return "unsupported"
+    if isinstance(error, OSError) and error.errno == errno.EPERM:
+        return "unsupported"  # a script that names other files: only its own bytes are ever read
     if isinstance(error, OSError) and not isinstance(error, av.error.ArgumentError):
         return "io"
     return "corrupt"

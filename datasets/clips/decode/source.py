@@ -16,8 +16,12 @@ WHOLE_BYTES = 16 << 20
 """Remote objects below this size are fetched with one request."""
 
 
-def openable(source: str | bytes) -> str | IO[bytes]:
+def openable(source: str | bytes, *, size: int | None = None) -> str | IO[bytes]:
     """Return what FFmpeg can open for a path, a URI, or encoded bytes.
+
+    Args:
+        source: Path, URI, or the bytes themselves.
+        size: Length of a remote object, where it is known: saves the request that asks for it.
 
     Raises:
         DecodeError: No bytes at all, or the object is not there.
@@ -28,9 +32,10 @@ def openable(source: str | bytes) -> str | IO[bytes]:
             raise DecodeError("empty", "0 bytes")
         return io.BytesIO(source)
     try:
-        size = storage.size(source)
+        if size is None or storage.is_local(source):
+            size = storage.size(source)
         if size == 0:
-            raise DecodeError("empty", f"0 bytes ({storage.redact(source)})")
+            raise DecodeError("empty", "0 bytes")
         if storage.is_local(source):
             # The prefix keeps FFmpeg from reading a protocol into a file's name.
             return f"file:{storage.local_path(source)}"

@@ -1,0 +1,89 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from clips.draws import below, draw_words
+from clips.sampling import centre_indices, dense_indices, strided_indices, view_indices
+
+SEEDS = st.integers(0, 2**64 - 1)
+
+
+def test_dense_sampling_reproduces_the_anchors_of_the_authors_code() -> None:
+    assert strided_indices(300, start=100, frames=16, stride=4).tolist() == list(range(100, 164, 4))
+    short = dense_indices(40, frames=16, stride=4, seed=7).tolist()
+    assert short == [*range(0, 40, 4), *[36] * 6]
+
+
+def test_views_start_where_the_authors_test_clips_start() -> None:
+    starts = view_indices(300, frames=16, stride=4, views=5)[:, 0]
+    assert starts.tolist() == [0, 56, 116, 176, 236]
+
+
+@given(st.integers(1, 2000), st.integers(1, 64), st.integers(1, 16), SEEDS)
+def test_dense_indices_keep_the_stride_until_the_last_reachable_frame(
+    length: int, frames: int, stride: int, seed: int
+) -> None:
+    indices = dense_indices(length, frames=frames, stride=stride, seed=seed)
+    assert indices.dtype == np.int64
+    assert len(indices) == frames
+    assert 0 <= indices[0] <= max(0, length - frames * stride)
+    assert indices[-1] < length
+    last = indices.tolist().index(indices[-1])
+    assert indices[: last + 1].tolist() == list(range(indices[0], indices[-1] + 1, stride))
+    assert set(indices[last:].tolist()) == {indices[-1]}
+    if last < frames - 1:
+        assert indices[-1] + stride >= length
+
+
+@given(st.integers(1, 2000), st.integers(1, 64), st.integers(1, 16), st.integers(1, 12))
+def test_views_stay_inside_and_go_from_start_to_end(
+    length: int, frames: int, stride: int, views: int
+) -> None:
+    indices = view_indices(length, frames=frames, stride=stride, views=views)
+    assert indices.shape == (views, frames)
+    assert indices.min() >= 0
+    assert indices.max() < length
+    assert np.all(np.diff(indices[:, 0]) >= 0)
+    if views > 1:
+        assert indices[0, 0] == 0
+        assert indices[-1, -1] + stride >= length or frames * stride > length
+
+
+@given(st.integers(1, 2000), st.integers(1, 64), st.integers(1, 16))
+def test_the_centre_clip_has_as_much_before_it_as_behind(
+    length: int, frames: int, stride: int
+) -> None:
+    indices = centre_indices(length, frames=frames, stride=stride)
+    before, behind = indices[0], length - (indices[0] + frames * stride)
+    assert before == 0 or behind - before in (0, 1)
+
+
+def test_every_start_is_drawn_about_equally_often() -> None:
+    starts = [dense_indices(70, frames=16, stride=4, seed=s)[0] for s in range(7000)]
+    counts = np.bincount(starts, minlength=7)
+    assert len(counts) == 7
+    assert counts.min() > 850
+    assert counts.max() < 1150
+
+
+def test_draws_never_change() -> None:
+    # Runs are reproduced from these numbers: a change breaks every old run.
+    assert draw_words(0, stream="time", count=2) == [213000021201967259, 4455796210202625458]
+    assert draw_words(2**64 - 1, stream="crop", count=1) == [12079472389394220099]
+
+
+@given(SEEDS, st.integers(1, 10**6))
+def test_bounded_draws_are_in_range(word: int, limit: int) -> None:
+    assert 0 <= below(limit, word=word) < limit
+
+
+def test_streams_of_one_seed_differ() -> None:
+    words = {draw_words(5, stream=s, count=1)[0] for s in ("time", "crop", "flip")}
+    assert len(words) == 3
+
+
+@pytest.mark.parametrize("length", [1, 2, 15, 16])
+def test_videos_shorter_than_the_clip_are_held_at_their_end(length: int) -> None:
+    indices = dense_indices(length, frames=16, stride=1, seed=3)
+    assert indices.tolist() == [min(i, length - 1) for i in range(16)]
