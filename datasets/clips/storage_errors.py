@@ -75,7 +75,8 @@ def storage_error(kind: ErrorKind, uri: str, detail: str = "") -> StorageError:
 def explained(error: Exception, uri: str) -> StorageError:
     """Return what a failure at `uri` means for people."""
     kind = _kind(error)
-    return storage_error(kind, uri, "" if kind == "missing" else _detail(error))
+    clear = kind in ("missing", "no_bucket", "no_credentials", "expired")
+    return storage_error(kind, uri, "" if clear else _detail(error))
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
