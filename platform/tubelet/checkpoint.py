@@ -14,7 +14,7 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from annotated_types import Ge, Gt
 from torch import Tensor, nn
-from torch.distributed.checkpoint._fsspec_filesystem import FsspecReader, FsspecWriter
+from torch.distributed.checkpoint import FsspecReader, FsspecWriter
 
 from clips import storage
 from tubelet.optim import ShardedAdamW

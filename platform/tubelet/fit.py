@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from clips import storage
-from tubelet.feed import DataPlan, MaskMaker
+from tubelet.feed import MaskMaker
+from tubelet.items import DataPlan
 from tubelet.run_directory import RunDirectory
 from tubelet.session import Outcome, Session
 

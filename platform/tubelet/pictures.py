@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from clips import storage
-from tubelet import visualize
 from tubelet.run_directory import RunDirectory
 from videomae import ModelConfig, Reconstruction
 
@@ -46,6 +45,10 @@ def draw_reconstructions(
     uri = run.path("pictures", _NAME)
     if not storage.exists(uri):
         return []
+    from tubelet import (
+        visualize,  # here, since workers keep clips and never draw: matplotlib takes a second
+    )
+
     with np.load(io.BytesIO(storage.read_bytes(uri)), allow_pickle=False) as kept:
         made = Reconstruction(
             *(torch.from_numpy(kept[f"made_{name}"]) for name in Reconstruction._fields)
@@ -78,6 +81,8 @@ def draw_curve(spool: Path, folder: Path, *, title: str, loss_name: str) -> Path
             series.setdefault(name, []).append((entry["s"], value))
     if len(series.get("train/loss", ())) < 2:
         return None
+    from tubelet import visualize
+
     picture = visualize.loss_curve(
         title=title,
         loss_name=loss_name,

@@ -11,7 +11,7 @@ from annotated_types import Ge, Gt, Lt
 
 from clips import DecodeConfig
 from tubelet.checkpoint import CheckpointConfig
-from tubelet.feed import BatchConfig, DataConfig
+from tubelet.items import BatchConfig, DataConfig
 from tubelet.optim import OptimConfig
 from tubelet.rows import LabelConfig
 from tubelet.run_directory import ResumeConfig, RunConfig

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from clips import Manifest, read_manifest
 from tubelet.config import UserError
-from tubelet.feed import DataConfig
+from tubelet.items import DataConfig
 from tubelet.ledger import permute
 
 Rows = NDArray[np.int64]

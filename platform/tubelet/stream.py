@@ -12,7 +12,7 @@ from typing import Any
 import ray.data
 import ray.train
 
-from tubelet.feed import DataPlan, decode_item
+from tubelet.items import DataPlan, decode_item
 from tubelet.run_directory import RunDirectory
 
 _READ_BLOCKS = 2

@@ -11,7 +11,8 @@ import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 
-from tubelet.feed import DataPlan, Feed, MaskMaker
+from tubelet.feed import Feed, MaskMaker
+from tubelet.items import DataPlan
 from tubelet.run_directory import Attempt, RunDirectory
 from tubelet.session import Outcome, Session
 

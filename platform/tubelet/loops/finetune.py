@@ -18,8 +18,9 @@ from torch import Tensor, nn
 
 from tubelet import handover, pictures, rows
 from tubelet.config import UserError
-from tubelet.feed import DataPlan, Unit
+from tubelet.feed import Unit
 from tubelet.fit import Job
+from tubelet.items import DataPlan
 from tubelet.loops import plans
 from tubelet.loops.optimise import Worker
 from tubelet.optim import layer_scale

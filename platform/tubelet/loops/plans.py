@@ -2,7 +2,7 @@
 
 from clips import Manifest
 from tubelet import rows
-from tubelet.feed import DataPlan
+from tubelet.items import DataPlan
 from tubelet.ledger import Ledger
 from tubelet.loops.optimise import Plan
 from tubelet.recipes import Finetune, Pretrain
