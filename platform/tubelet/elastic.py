@@ -73,7 +73,8 @@ def run(job: Job) -> Result:
         workers = _workers(job, found)
         record["mlflow_run_id"] = _track(job, directory, record, mlflow_uri=mlflow_uri, root=root)
         directory.write_json(record, "run.json")
-        storage.write_bytes(directory.path("recipe.yaml"), config.to_yaml(job.recipe).encode())
+        recipe = tracking.redact(config.to_yaml(job.recipe))
+        storage.write_bytes(directory.path("recipe.yaml"), recipe.encode())
         _announce(job, directory, record, workers=workers, found=found)
         fit = Fit(
             job, directory, mlflow_uri=mlflow_uri, run_id=record["mlflow_run_id"], workers=workers
@@ -95,7 +96,7 @@ def _open(directory: RunDirectory, job: Job) -> dict[str, Any]:
             "manifest": job.manifest_hash,
             "revision": cluster.revision(),
             "starts": 0,
-            "recipe": config.to_dict(job.recipe),
+            "recipe": _without_secrets(job.recipe),
         }
     where = storage.redact(directory.uri)
     if record["job"] != job.kind:
@@ -107,8 +108,11 @@ def _open(directory: RunDirectory, job: Job) -> dict[str, Any]:
             f"{where} was started on other data (manifest {record['manifest'][:12]}, now {job.manifest_hash[:12]}): "
             f"give it the manifest it began with, choose another run.name, or run.fresh=true to delete it"
         )
-    before = pydantic.TypeAdapter(type(job.recipe)).validate_json(json.dumps(record["recipe"]))
-    changed = config.difference(before, job.recipe)
+    schema = pydantic.TypeAdapter(type(job.recipe))
+    now = _without_secrets(job.recipe)
+    changed = config.difference(
+        *(schema.validate_json(json.dumps(r)) for r in (record["recipe"], now))
+    )
     refused = [c for c in changed if c.key not in job.recipe.resume.allow]
     if refused:
         raise UserError(
@@ -123,8 +127,13 @@ def _open(directory: RunDirectory, job: Job) -> dict[str, Any]:
             f"{where} is finished ({finished['step']} steps): choose another run.name, run.fresh=true to delete it, "
             f"or train on with more epochs: schedule.epochs=N 'resume.allow=[schedule.epochs]'"
         )
-    record["recipe"] = config.to_dict(job.recipe)
+    record["recipe"] = now
     return record
+
+
+def _without_secrets(recipe: Any) -> dict[str, Any]:
+    """The recipe as it may be kept: user names, passwords and queries of URIs replaced."""
+    return json.loads(tracking.redact(json.dumps(config.to_dict(recipe))))
 
 
 def _workers(job: Job, found: cluster.Cluster) -> tuple[int, int]:

@@ -41,6 +41,8 @@ def work(config: dict[str, Work]) -> None:
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
     device = ray.train.torch.get_device()
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # collectives of objects use the current device
     mesh = init_device_mesh(device.type, (world_size,))
     attempt = _agree_on_attempt(run, task.ray_run, rank)
     shard: Any = ray.train.get_dataset_shard("train")
