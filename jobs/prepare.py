@@ -8,11 +8,12 @@ SOURCE is a folder, an s3:// prefix, or a list file. Keys: labels=folders, split
 
 import json
 import tempfile
+import time
 from collections import Counter
 from pathlib import Path
 
 from clips import storage
-from clips.pipeline import PrepareConfig, Progress, prepare
+from clips.pipeline import PrepareConfig, Progress, find, prepare
 from tubelet import cluster, config, terminal
 
 _MOST_SHOWN = 20
@@ -34,13 +35,16 @@ def main(arguments: list[str]) -> int:
     recipe = config.from_command_line(PrepareConfig, [*named, *rest], needs_recipe=False)
     log = Path(tempfile.gettempdir()) / "tubelet-prepare.log"
     with terminal.console_and_log(log):
+        found = find(recipe)
         cluster.connect(trainer_cpus=0)
-        with terminal.progress("probe", None, unit="files") as shown:
+        started = time.monotonic()
+        with terminal.progress("probe", len(found), unit="files") as bar:
 
             def show(state: Progress) -> None:
-                shown.update(state.done, f"{state.kept} kept, {state.rejected} rejected")
+                rate = terminal.format_rate(state.done / (time.monotonic() - started), "files")
+                bar.update(state.done, f"{state.kept} kept, {state.rejected} rejected  {rate}")
 
-            prepared = prepare(recipe, progress=show)
+            prepared = prepare(recipe, found=found, progress=show)
         if prepared.rejected:
             terminal.table(
                 ("rejected file", "reason", "details"),

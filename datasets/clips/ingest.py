@@ -67,6 +67,9 @@ class Found:
     missing: tuple["Rejected", ...] = ()
     """Files that a list names but that are not there."""
 
+    def __len__(self) -> int:
+        return len(self.entries) + len(self.missing)
+
 
 @dataclass(frozen=True)
 class Probe:

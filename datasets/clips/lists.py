@@ -64,9 +64,14 @@ def read_list(uri: str) -> list[Listed]:
             raise ValueError(f"{name}:1: unknown column {', '.join(unknown)}; {_ALLOWED}")
     rows: list[Listed] = []
     mistakes: list[str] = []
+    seen: dict[tuple[str, float | None], int] = {}
     for number, line in lines:
         try:
-            rows.append(_csv_row(line, columns) if columns else _plain_row(line))
+            row = _csv_row(line, columns) if columns else _plain_row(line)
+            first = seen.setdefault((row.path, row.start_s), number)
+            if first != number:
+                raise _Mistake(f"{row.path!r} stands on line {first} already")
+            rows.append(row)
         except _Mistake as mistake:
             mistakes.append(f"{name}:{number}: {mistake}")
     if mistakes:

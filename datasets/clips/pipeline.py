@@ -22,6 +22,7 @@ from clips import storage
 from clips.decode import DecodeConfig
 from clips.ingest import (
     Entry,
+    Found,
     Labels,
     Rejected,
     assign_splits,
@@ -34,7 +35,7 @@ from clips.manifest import Manifest, write_manifest
 _log = logging.getLogger(__name__)
 
 _LARGEST_BATCH = 32
-_GRACE_SECONDS = 10.0  # beyond the decoder's own limit, before the process is ended
+_GRACE_SECONDS = 5.0  # beyond the decoder's own limit, before the process is ended
 
 Examined = dict[str, Any] | Rejected
 Examine = Callable[..., Examined]
@@ -78,7 +79,6 @@ class Prepared:
 class Progress:
     """How far the probing is."""
 
-    found: int
     kept: int
     rejected: int
 
@@ -88,9 +88,19 @@ class Progress:
         return self.kept + self.rejected
 
 
+def find(config: PrepareConfig) -> Found:
+    """Return the videos of the source; needs no Ray, so mistakes show before it starts.
+
+    Raises:
+        ValueError: Nothing found, mistakes in a list file, or an unreadable place.
+    """
+    return find_videos(config.source, labels=config.labels, root=config.root)
+
+
 def prepare(
     config: PrepareConfig,
     *,
+    found: Found | None = None,
     progress: Callable[[Progress], None] | None = None,
     examine: Examine = examine,
 ) -> Prepared:
@@ -98,6 +108,7 @@ def prepare(
 
     Args:
         config: Source, target, and labels.
+        found: What `find` gave for this configuration, if it was called already.
         progress: Called after every batch.
         examine: The probe of one entry; replaceable, so that tests can inject faults.
 
@@ -105,10 +116,11 @@ def prepare(
         ValueError: Nothing found, mistakes in a list file, an unreadable place, or no usable video
             at all.
     """
-    found = find_videos(config.source, labels=config.labels, root=config.root)
+    found = find(config) if found is None else found
     rows: list[dict[str, Any]] = []
     rejected = list(found.missing)
-    total = len(found.entries) + len(found.missing)
+    rejected_uri = config.manifest.removesuffix(".parquet") + ".rejected.parquet"
+    write_rejected(rejected, rejected_uri)  # now, so that an unwritable place shows at once
     for result in _examined(found.entries, root=found.root, decode=config.decode, examine=examine):
         for one in result:
             if isinstance(one, Rejected):
@@ -116,14 +128,13 @@ def prepare(
             else:
                 rows.append(one)
         if progress is not None:
-            progress(Progress(total, len(rows), len(rejected)))
+            progress(Progress(len(rows), len(rejected)))
     rejected.sort(key=lambda r: r.video_id)
-    rejected_uri = config.manifest.removesuffix(".parquet") + ".rejected.parquet"
     write_rejected(rejected, rejected_uri)
     if not rows:
         reasons = Counter(r.reason for r in rejected).most_common()
         raise ValueError(
-            f"none of the {total} videos of {storage.redact(config.source)} can be used "
+            f"none of the {len(found)} videos of {storage.redact(config.source)} can be used "
             f"({', '.join(f'{count} {reason}' for reason, count in reasons)}); "
             f"each is listed in {storage.redact(rejected_uri)}"
         )

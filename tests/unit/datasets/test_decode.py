@@ -10,6 +10,8 @@ import av
 import numpy as np
 import pytest
 from av.container import InputContainer
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from clips.augment.geometry import Box
 from clips.decode import DecodeConfig, DecodeError, open_video
@@ -114,6 +116,43 @@ def test_frames_equal_a_full_decode_bit_for_bit(name: str) -> None:
     with PyavReader(data, config=DecodeConfig()) as reader:
         assert reader.frames == COUNT
         assert_exact(reader, expected, seeds=range(12))
+
+
+@settings(max_examples=40)
+@given(
+    frames=st.integers(1, 60),
+    gop=st.integers(1, 40),
+    bframes=st.integers(0, 8),
+    options=st.fixed_dictionaries(
+        {
+            "b-pyramid": st.sampled_from(["none", "strict", "normal"]),
+            "b-adapt": st.integers(0, 2),
+            "open-gop": st.integers(0, 1),
+            "ref": st.integers(1, 5),
+            "scenecut": st.sampled_from([0, 40]),
+            "weightp": st.integers(0, 2),
+        }
+    ),
+    container=st.sampled_from(["mp4", "matroska", "mpegts", "avi"]),
+    keep_bytes=st.sampled_from([0, 1 << 20]),
+    seed=st.integers(0, 10**6),
+)
+def test_any_h264_stream_is_exact(
+    frames: int,
+    gop: int,
+    bframes: int,
+    options: dict[str, object],
+    container: str,
+    keep_bytes: int,
+    seed: int,
+) -> None:
+    words = ":".join(f"{name}={value}" for name, value in options.items())
+    encoding = Encoding(
+        container=container, gop=gop, options={"x264-params": f"bframes={bframes}:{words}"}
+    )
+    data = encode(numbered_frames(frames, width=48, height=32), encoding)
+    with PyavReader(data, config=DecodeConfig(), keep_bytes=keep_bytes) as reader:
+        assert_exact(reader, full_decode(data), seeds=range(seed, seed + 3))
 
 
 @pytest.mark.parametrize("name", GENERATED)

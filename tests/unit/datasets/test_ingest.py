@@ -200,6 +200,10 @@ ALLOWED = (
             "{f}:2: start_s is 'soon'; it must be a number of seconds, 0 or more\n" + ALLOWED,
         ),
         ("path,start_s,end_s\na,3,2\n", "{f}:2: end_s 2 is not after start_s 3\n" + ALLOWED),
+        (
+            "a 1\nb 1\na 2\n",
+            "{f}:3: 'a' stands on line 1 already\n" + ALLOWED,
+        ),
         ("", "{f} is empty; " + ALLOWED),
         ("path,label\n", "{f} has a header but no lines below it; " + ALLOWED),
     ],

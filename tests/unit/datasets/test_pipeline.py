@@ -1,0 +1,135 @@
+import logging
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from clips import DecodeConfig, read_manifest
+from clips.ingest import Entry, Rejected, examine, read_rejected
+from clips.synthetic import write_videos
+
+pytestmark = pytest.mark.cluster
+
+
+@pytest.fixture(scope="module")
+def pipeline() -> Iterator[Any]:
+    """clips.pipeline, connected to a Ray of two CPUs on this machine."""
+    os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # read when Ray is first imported
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    import ray
+
+    if not ray.is_initialized():
+        ray.init(
+            num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR
+        )
+    from clips import pipeline
+
+    yield pipeline
+    ray.shutdown()
+
+
+def test_a_source_becomes_a_manifest_and_a_list_of_rejected_files(
+    pipeline: Any, tmp_path: Path
+) -> None:
+    write_videos(tmp_path / "in", range(40), seed=1, class_folders=True)
+    (tmp_path / "in" / "up" / "broken.mp4").write_bytes(b"broken" * 100)
+    states: list[Any] = []
+    prepared = pipeline.prepare(
+        pipeline.PrepareConfig(
+            source=str(tmp_path / "in"),
+            manifest=str(tmp_path / "out" / "m.parquet"),
+            labels="folders",
+            split=0.2,
+        ),
+        progress=states.append,
+    )
+    manifest = read_manifest(str(tmp_path / "out" / "m.parquet"))
+    assert manifest == prepared.manifest
+    assert len(manifest) == 40
+    assert len(manifest.classes) == 8
+    assert set(manifest.table["split"].to_pylist()) == {"train", "val"}
+    assert prepared.rejected_uri == str(tmp_path / "out" / "m.rejected.parquet")
+    assert [(r.video_id, r.reason) for r in read_rejected(prepared.rejected_uri)] == [
+        ("up/broken.mp4", "corrupt")
+    ]
+    assert [states[-1].done, states[-1].kept, states[-1].rejected] == [41, 40, 1]
+    assert [s.done for s in states] == sorted(s.done for s in states)
+
+
+def test_files_that_end_or_hang_their_process_are_rejected_and_no_others(
+    pipeline: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_videos(tmp_path / "in", range(20), seed=1)
+
+    def deadly(entry: Entry, *, root: str, decode: DecodeConfig) -> Any:
+        if entry.video_id == "000007.mp4":
+            os._exit(3)
+        if entry.video_id == "000013.mp4":
+            time.sleep(3600)
+        return examine(entry, root=root, decode=decode)
+
+    prepared = pipeline.prepare(
+        pipeline.PrepareConfig(
+            source=str(tmp_path / "in"),
+            manifest=str(tmp_path / "m.parquet"),
+            decode=DecodeConfig(seconds=1),
+        ),
+        examine=deadly,
+    )
+    assert {r.video_id: r.reason for r in prepared.rejected} == {
+        "000007.mp4": "crashed",
+        "000013.mp4": "crashed",
+    }
+    assert "ended the process, or took over 6 s" in prepared.rejected[0].message
+    assert len(prepared.manifest) == 18
+
+
+def test_no_usable_video_at_all_is_a_mistake_that_names_the_list(
+    pipeline: Any, tmp_path: Path
+) -> None:
+    (tmp_path / "in").mkdir()
+    for name, content in (("a.mp4", b""), ("b.mp4", b"text" * 99)):
+        (tmp_path / "in" / name).write_bytes(content)
+    with pytest.raises(
+        ValueError, match=r"^none of the 2 videos of .*/in can be used \(1 empty, 1 corrupt\); each"
+    ):
+        pipeline.prepare(
+            pipeline.PrepareConfig(
+                source=str(tmp_path / "in"), manifest=str(tmp_path / "m.parquet")
+            )
+        )
+    assert [r.reason for r in read_rejected(str(tmp_path / "m.rejected.parquet"))] == [
+        "empty",
+        "corrupt",
+    ]
+
+
+def test_files_that_a_list_names_but_that_are_missing_are_rejected(
+    pipeline: Any, tmp_path: Path
+) -> None:
+    write_videos(tmp_path, range(2), seed=1)
+    (tmp_path / "l.csv").write_text("000000.mp4 4\n000001.mp4 2\nnone.mp4 1\n")
+    prepared = pipeline.prepare(
+        pipeline.PrepareConfig(source=str(tmp_path / "l.csv"), manifest=str(tmp_path / "m.parquet"))
+    )
+    assert prepared.rejected == (
+        Rejected("none.mp4", "missing", "the list names it, but it is not there"),
+    )
+    assert prepared.manifest.label_indices().tolist() == [4, 2]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"split": 1.0}, "split is 1.0; it must be at least 0 and less than 1"),
+        ({"manifest": "m.csv"}, "manifest is 'm.csv'; its name must end in .parquet"),
+    ],
+)
+def test_impossible_settings_are_refused(
+    pipeline: Any, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        pipeline.PrepareConfig(**{"source": "s", "manifest": "m.parquet"} | options)
