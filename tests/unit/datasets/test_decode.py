@@ -10,7 +10,7 @@ import av
 import numpy as np
 import pytest
 from av.container import InputContainer
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from clips.augment.geometry import Box
@@ -151,6 +151,9 @@ def test_any_h264_stream_is_exact(
         container=container, gop=gop, options={"x264-params": f"bframes={bframes}:{words}"}
     )
     data = encode(numbered_frames(frames, width=48, height=32), encoding)
+    assume(
+        container != "mpegts" or len(data) > 2500
+    )  # FFmpeg does not recognise a transport stream of a few packets
     with PyavReader(data, config=DecodeConfig(), keep_bytes=keep_bytes) as reader:
         assert_exact(reader, full_decode(data), seeds=range(seed, seed + 3))
 
