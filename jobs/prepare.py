@@ -6,6 +6,7 @@ SOURCE is a folder, an s3:// prefix, or a list file. Keys: labels=folders, split
     python jobs/prepare.py videos/train manifest=train.parquet labels=folders split=0.05
 """
 
+import getpass
 import json
 import tempfile
 import time
@@ -33,7 +34,7 @@ def main(arguments: list[str]) -> int:
     named = [f"source={json.dumps(source)}" for source in sources]
     rest = [a for a in arguments if a not in sources]
     recipe = config.from_command_line(PrepareConfig, [*named, *rest], needs_recipe=False)
-    log = Path(tempfile.gettempdir()) / "tubelet-prepare.log"
+    log = Path(tempfile.gettempdir()) / f"tubelet-prepare-{getpass.getuser()}.log"
     with terminal.console_and_log(log):
         found = find(recipe)
         cluster.connect(trainer_cpus=0)
