@@ -285,7 +285,7 @@ def _explain(errors: Iterable[Any], merged: Layer) -> list[str]:
             keys = [tuple(key.split(".")) for key in _KEY.findall(text)]
             named = dict.fromkeys(merged.origins[key] for key in keys if key in merged.origins)
             where = ", ".join(named) or merged.origin(path) or COMMAND_LINE
-            lines.append(f"{where}: {text}" if keys else f"{where}: {dotted(path)}: {text}")
+            lines.append(": ".join(filter(None, (where, "" if keys else dotted(path), text))))
         elif error["type"] == "missing":
             path = error["loc"][: len(path) + 1]
             lines.append(f"{merged.origin(path) or COMMAND_LINE}: {dotted(path)}: must be set")

@@ -61,17 +61,21 @@ def run(job: Job) -> Result:
         UserError: what the user asked for cannot be done; nothing was changed.
     """
     section = job.recipe.run
+    if section.name is None:
+        raise UserError(
+            "run.name is null: name the run, since its folder in run.storage has its name"
+        )
     root = storage.absolute(section.storage)
     directory = RunDirectory(storage.join(root, section.name))
     mlflow_uri = tracking.resolve_uri(root)
-    if section.fresh:
-        storage.remove(directory.uri)
-    record = _open(directory, job)
+    record = _fresh(directory, job) if section.fresh else _open(directory, job)
     with terminal.console_and_log(_log_file(directory)):
         trainers = job.recipe.elastic.max_workers * job.recipe.elastic.cpus_per_worker
         found = cluster.connect(trainer_cpus=trainers, store_bytes=_store_bytes(job))
         workers = _workers(job, found)
         record["mlflow_run_id"] = _track(job, directory, record, mlflow_uri=mlflow_uri, root=root)
+        if section.fresh:  # now that nothing can be refused any more
+            directory.clear()
         directory.write_json(record, "run.json")
         recipe = tracking.redact(config.to_yaml(job.recipe))
         storage.write_bytes(directory.path("recipe.yaml"), recipe.encode())
@@ -85,19 +89,35 @@ def run(job: Job) -> Result:
 # --- before ----------------------------------------------------------------------------------------
 
 
+def _new(job: Job) -> dict[str, Any]:
+    return {
+        "version": FORMAT_VERSION,
+        "job": job.kind,
+        "name": job.recipe.run.name,
+        "manifest": job.manifest_hash,
+        "revision": cluster.revision(),
+        "starts": 0,
+        "recipe": _without_secrets(job.recipe),
+    }
+
+
+def _fresh(directory: RunDirectory, job: Job) -> dict[str, Any]:
+    """A new record for a folder that may be cleared: it holds a run, or nothing but logs."""
+    names = storage.list_names(directory.uri)
+    others = [name for name in names if name != "logs"]
+    if others and "run.json" not in names:
+        raise UserError(
+            f"run.fresh=true deletes a run, but {storage.redact(directory.uri)} holds {others[0]} and no run: "
+            f"choose another run.name, or empty it yourself"
+        )
+    return _new(job)
+
+
 def _open(directory: RunDirectory, job: Job) -> dict[str, Any]:
     """The run's record: a new one, or the existing one if this job may continue it."""
     record = directory.read_json("run.json")
     if record is None:
-        return {
-            "version": FORMAT_VERSION,
-            "job": job.kind,
-            "name": job.recipe.run.name,
-            "manifest": job.manifest_hash,
-            "revision": cluster.revision(),
-            "starts": 0,
-            "recipe": _without_secrets(job.recipe),
-        }
+        return _new(job)
     where = storage.redact(directory.uri)
     if record["job"] != job.kind:
         raise UserError(

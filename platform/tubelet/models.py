@@ -49,13 +49,19 @@ def find(name: str, *, storage_root: str, folder: Path) -> list[Source]:
     if not found:
         exports = storage.join(root, "export")
         draws = [n for n in storage.list_names(exports) if _complete(storage.join(exports, n))]
-        found = [storage.join(exports, draw) for draw in sorted(draws)]
+        found = [storage.join(exports, draw) for draw in sorted(draws, key=_number)]
     if not found:
         raise UserError(
             f"{storage.redact(name)} holds no model: name a finished fine-tuning run, its export folder, "
             f"or models:/NAME@ALIAS"
         )
     return [_source(name if len(found) == 1 else place, place, {}) for place in found]
+
+
+def _number(draw: str) -> tuple[int, str]:
+    """Order of draws: draw_2 before draw_10, as accuracies and exports go by the same number."""
+    digits = draw.rpartition("_")[2]
+    return (int(digits) if digits.isdigit() else 0), draw
 
 
 def _complete(place: str) -> bool:

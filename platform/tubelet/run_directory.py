@@ -34,6 +34,13 @@ class RunConfig:
     fresh: bool = field(default=False, metadata={"resume": "free"})
     """Delete what a run of this name left, and begin anew."""
 
+    def __post_init__(self) -> None:
+        if self.name is not None and (not self.name.strip(". ") or "/" in self.name):
+            raise ValueError(
+                f"run.name is {self.name!r}: it is the name of one folder in run.storage ({self.storage}), "
+                "neither empty nor a path"
+            )
+
 
 @dataclass(frozen=True)
 class ResumeConfig:
@@ -106,6 +113,12 @@ class RunDirectory:
     def write_json(self, content: dict[str, Any], *parts: str) -> None:
         """Write (or replace) a JSON file in one piece."""
         storage.write_bytes(self.path(*parts), _json(content))
+
+    def clear(self) -> None:
+        """Delete the run, but for its logs: who asks for this is writing one."""
+        for name in storage.list_names(self.uri):
+            if name != "logs":
+                storage.remove(self.path(name))
 
     # --- attempts --------------------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from clips import storage
 from clips.pipeline import Prepared
 from tubelet import cluster, terminal, tracking
 from tubelet.config import UserError
@@ -86,18 +87,41 @@ def run(demo: Demo) -> None:
 
 
 def _open(folder: Path, demo: Demo) -> None:
-    """Begin anew unless the folder holds the same demo, unfinished."""
+    """Begin anew unless the folder holds the same demo, unfinished; never delete anything else.
+
+    Raises:
+        UserError: the folder is not the demo's, or the user's videos are in it.
+    """
+    if demo.videos and storage.is_local(demo.videos):
+        videos = Path(storage.local_path(demo.videos)).resolve()
+        if videos.is_relative_to(folder):
+            raise UserError(
+                f"videos={demo.videos} lies inside {folder}, which the demo clears when it begins anew: "
+                "choose another folder="
+            )
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"folder={demo.folder} is a file: choose another folder=")
     asked = {"videos": demo.videos, "labels": demo.labels, "study": demo.study}
     state, report = folder / "demo.json", folder / "report.json"
-    if state.exists() and json.loads(state.read_text()) == asked and not report.exists():
+    before = _asked_before(state)
+    if before == asked and not report.exists():
         return
     if folder.exists():
-        foreign = [p.name for p in folder.iterdir()] if not state.exists() else []
+        foreign = [p.name for p in folder.iterdir()] if before.keys() != asked.keys() else []
         if foreign:
             raise UserError(f"{folder} holds {foreign[0]} and no demo: choose another folder=")
         shutil.rmtree(folder)
     folder.mkdir(parents=True)
     state.write_text(json.dumps(asked))
+
+
+def _asked_before(state: Path) -> dict[str, Any]:
+    """What the demo in this folder was asked for; nothing when it is none of ours."""
+    try:
+        found = json.loads(state.read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 # --- generated videos --------------------------------------------------------------------------------
