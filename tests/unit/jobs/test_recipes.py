@@ -1,0 +1,124 @@
+"""Every recipe that ships loads, can be built, and is what its header says."""
+
+import math
+import re
+from pathlib import Path
+from typing import TypeVar
+
+import pytest
+import torch
+
+from tubelet import config
+from tubelet.ledger import Ledger
+from tubelet.recipes import Finetune, Pretrain
+from tubelet.schedules import effective_lr
+from videomae import VideoClassifier, VideoMAE, build_classifier, build_pretraining
+
+ROOT = Path(__file__).resolve().parents[3]
+RECIPES = ROOT / "jobs" / "recipes"
+STACKS: dict[str, list[tuple[type[Pretrain] | type[Finetune], list[str]]]] = {
+    # file: every (schema, files from the lowest to this one) that it is used in
+    "demo/pretrain.yaml": [(Pretrain, ["demo/pretrain.yaml"])],
+    "demo/finetune_pretrained.yaml": [(Finetune, ["demo/finetune_pretrained.yaml"])],
+    "demo/finetune_scratch.yaml": [(Finetune, ["demo/finetune_scratch.yaml"])],
+    "demo/own_videos.yaml": [(Pretrain, ["demo/pretrain.yaml", "demo/own_videos.yaml"])],
+    "demo/own_labels.yaml": [
+        (Finetune, ["demo/finetune_pretrained.yaml", "demo/own_labels.yaml"]),
+        (Finetune, ["demo/finetune_scratch.yaml", "demo/own_labels.yaml"]),
+    ],
+    "pretrain/vit_b_k400.yaml": [(Pretrain, ["pretrain/vit_b_k400.yaml"])],
+}
+USES = [(name, schema, files) for name, stacks in STACKS.items() for schema, files in stacks]
+IDS = [" + ".join(files) for _, _, files in USES]
+
+
+T = TypeVar("T")
+
+
+def load(schema: type[T], files: list[str]) -> T:
+    return config.load(schema, [RECIPES / file for file in files])
+
+
+def parameters(model: torch.nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def test_every_recipe_is_tested() -> None:
+    found = {str(path.relative_to(RECIPES)) for path in RECIPES.rglob("*.y*ml")}
+    assert found == set(STACKS)
+
+
+@pytest.mark.parametrize(("name", "schema", "files"), USES, ids=IDS)
+def test_a_recipe_loads_and_its_model_can_be_built(
+    name: str, schema: type[Pretrain] | type[Finetune], files: list[str]
+) -> None:
+    recipe = load(schema, files)
+    assert recipe.run.name == Path(files[0]).stem
+    assert recipe.schedule.warmup_epochs < recipe.schedule.epochs
+    with torch.device("meta"):
+        if isinstance(recipe, Pretrain):
+            model = build_pretraining(recipe.model)
+            assert isinstance(model, VideoMAE)
+        else:
+            model = build_classifier(recipe.model, num_classes=8)
+            assert isinstance(model, VideoClassifier)
+    assert parameters(model) > 0
+
+
+@pytest.mark.parametrize("name", STACKS)
+def test_a_recipe_begins_with_what_it_is(name: str) -> None:
+    header = (RECIPES / name).read_text().splitlines()[0]
+    assert re.match(r"# [A-Z].*", header), "the first line says what the recipe is for"
+
+
+@pytest.mark.parametrize("name", STACKS)
+def test_the_commands_in_a_header_name_files_that_exist(name: str) -> None:
+    comments = [line for line in (RECIPES / name).read_text().splitlines() if line[:1] == "#"]
+    for path in re.findall(r"\b(?:jobs|infra)/[\w/]+\.(?:py|yaml)\b", "\n".join(comments)):
+        assert (ROOT / path).is_file(), path
+
+
+@pytest.mark.parametrize(("name", "schema", "files"), USES, ids=IDS)
+def test_a_recipe_is_its_own_resolved_form(
+    name: str, schema: type[Pretrain] | type[Finetune], files: list[str], tmp_path: Path
+) -> None:
+    recipe = load(schema, files)
+    (tmp_path / "whole.yaml").write_text(config.to_yaml(recipe))
+    assert config.load(schema, [tmp_path / "whole.yaml"]) == recipe
+
+
+def test_the_demos_two_sides_differ_in_nothing_but_their_rates() -> None:
+    pretrained = config.flatten(load(Finetune, ["demo/finetune_pretrained.yaml"]))
+    scratch = config.flatten(load(Finetune, ["demo/finetune_scratch.yaml"]))
+    own = {"run.name", "optim.lr", "optim.min_lr", "optim.layer_decay"}
+    assert {key for key in pretrained if pretrained[key] != scratch[key]} <= own
+    encoder = load(Pretrain, ["demo/pretrain.yaml"])
+    assert load(Finetune, ["demo/finetune_pretrained.yaml"]).model == encoder.model
+
+
+def test_vit_b_on_kinetics_400_is_the_authors_run() -> None:
+    recipe = load(Pretrain, ["pretrain/vit_b_k400.yaml"])
+    with torch.device("meta"):
+        assert parameters(build_pretraining(recipe.model)) == 94_210_944
+    assert (recipe.model.frames, recipe.model.image_size, recipe.model.tokens) == (16, 224, 1568)
+    assert (recipe.mask.kind, recipe.mask.ratio) == ("tube", 0.9)
+    assert effective_lr(recipe.optim.lr, recipe.batch.size) == pytest.approx(1.2e-3)
+    assert effective_lr(recipe.optim.min_lr, recipe.batch.size) == pytest.approx(8e-5)
+    assert (recipe.optim.beta1, recipe.optim.beta2) == (0.9, 0.95)
+    assert (recipe.optim.weight_decay, recipe.optim.weight_decay_end) == (0.05, None)
+    assert recipe.optim.clip_grad is None
+    assert (recipe.data.clip.stride, recipe.data.clip.flip) == (4, False)
+    assert (recipe.schedule.epochs, recipe.schedule.warmup_epochs) == (800, 40)
+
+
+def test_vit_b_on_kinetics_400_has_steps_for_every_visit() -> None:
+    recipe = load(Pretrain, ["pretrain/vit_b_k400.yaml"])
+    ledger = Ledger(
+        rows=240_436,
+        epochs=recipe.schedule.epochs,
+        batch=recipe.batch.size,
+        micro_batch=recipe.batch.micro,
+        seed=recipe.run.seed,
+    )
+    assert ledger.steps == math.ceil(800 * 240_436 / 2048) == 93_921
+    assert ledger.units_per_step == 64  # the authors' 64 GPUs x 32
