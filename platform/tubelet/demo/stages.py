@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from clips import ClipConfig, DecodeConfig, Manifest, load_views, read_manifest
-from clips.pipeline import PrepareConfig, Prepared, prepare
+from clips.pipeline import PrepareConfig, Prepared, find, prepare
 from clips.pipeline import Progress as Probing
 from clips.synthetic import MotionConfig, write_videos
 from tubelet import config, elastic, fit, models, registry, rows, terminal, tracking, visualize
@@ -87,17 +87,17 @@ def make_manifest(source: str, target: Path, *, labels: bool) -> Prepared | Mani
     """Probe the videos and write the manifest; the existing one when it was made already."""
     if target.exists():
         return read_manifest(str(target))
-    with terminal.progress("probe", None, unit="files") as bar:
+    wanted = PrepareConfig(
+        source=source, manifest=str(target), labels="folders" if labels else "none"
+    )
+    found = find(wanted)
+    total = len(found.entries) + len(found.missing)
+    with terminal.progress("probe", total, unit="files") as bar:
 
         def show(state: Probing) -> None:
             bar.update(state.done, f"{state.kept} kept, {state.rejected} rejected")
 
-        return prepare(
-            PrepareConfig(
-                source=source, manifest=str(target), labels="folders" if labels else "none"
-            ),
-            progress=show,
-        )
+        return prepare(wanted, found=found, progress=show)
 
 
 def pretrain_run(root: Path, manifest: Path, *overrides: str, files: Sequence[str] = ()) -> Trained:
