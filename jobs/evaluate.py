@@ -7,7 +7,7 @@ Prints accuracies and the weakest classes; writes predictions.parquet and metric
 import tempfile
 from pathlib import Path
 
-from tubelet import cluster, config, models, rows, terminal
+from tubelet import config, models, rows, terminal
 from tubelet.evaluation import report
 from tubelet.recipes import Evaluate
 
@@ -25,8 +25,7 @@ def main(arguments: list[str]) -> int:
             for name in recipe.names
             for source in models.find(name, storage_root=recipe.storage, folder=Path(folder))
         ]
-        found = cluster.connect(trainer_cpus=1)
-        report.evaluate(recipe, manifest, sources, gpus=found.gpus > 0)
+        report.evaluate(recipe, manifest, sources)
     return config.DONE
 
 

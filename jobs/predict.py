@@ -4,11 +4,10 @@ SOURCE is a video, a folder, an s3:// prefix, or a list file. Writes predictions
 video's frames to output=FOLDER, and prints the first predictions.
 """
 
-import json
 import tempfile
 from pathlib import Path
 
-from tubelet import cluster, config, models, predict, terminal
+from tubelet import config, models, predict, terminal
 from tubelet.recipes import Predict
 
 _MOST_SHOWN = 10
@@ -18,7 +17,9 @@ def main(arguments: list[str]) -> int:
     """Run the job that the command line describes."""
     sources = [a for a in arguments if not a.startswith("-") and "=" not in a.split("/")[0]]
     rest = [a for a in arguments if a not in sources]
-    named = [f"source={json.dumps(source)}" for source in sources]
+    if len(sources) > 1:
+        raise config.UserError(f"one SOURCE at a time, got {len(sources)}: {' '.join(sources)}")
+    named = [config.setting("source", source) for source in sources]
     recipe = config.from_command_line(Predict, [*named, *rest], needs_recipe=False)
     with (
         tempfile.TemporaryDirectory() as folder,
@@ -30,8 +31,7 @@ def main(arguments: list[str]) -> int:
             raise config.UserError(
                 f"model={recipe.model} holds several models: name one of {names}"
             )
-        gpus = cluster.connect(trainer_cpus=1).gpus > 0
-        made = predict.run(recipe, found[0], gpus=gpus)
+        made = predict.run(recipe, found[0])
         for row in made.table.slice(0, _MOST_SHOWN).to_pylist():
             shown = [
                 f"{n} {p:.1%}" for n, p in zip(row["labels"], row["probabilities"], strict=True)
@@ -40,8 +40,8 @@ def main(arguments: list[str]) -> int:
         for bad in made.rejected[:_MOST_SHOWN]:
             terminal.say(f"{bad.video_id}: not usable ({bad.reason}: {bad.message})")
         terminal.say(
-            f"{len(made.table)} videos predicted, {len(made.rejected)} rejected: "
-            f"{recipe.output}/predictions.parquet; frames of the first in {made.picture}"
+            f"{len(made.table)} videos, {len(made.rejected)} files rejected: {recipe.output}/predictions.parquet"
+            + (f"; frames of the first in {made.picture}" if made.picture else "")
         )
     return config.DONE
 

@@ -7,7 +7,6 @@ SOURCE is a folder, an s3:// prefix, or a list file. Keys: labels=folders, split
 """
 
 import getpass
-import json
 import tempfile
 import time
 from collections import Counter
@@ -31,7 +30,7 @@ def main(arguments: list[str]) -> int:
         raise config.UserError(_USAGE)
     if len(sources) > 1:
         raise config.UserError(f"one SOURCE at a time, got {len(sources)}: {' '.join(sources)}")
-    named = [f"source={json.dumps(source)}" for source in sources]
+    named = [config.setting("source", source) for source in sources]
     rest = [a for a in arguments if a not in sources]
     recipe = config.from_command_line(PrepareConfig, [*named, *rest], needs_recipe=False)
     log = Path(tempfile.gettempdir()) / f"tubelet-prepare-{getpass.getuser()}.log"

@@ -28,7 +28,11 @@ _EVERYWHERE = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "PYTHONWARNINGS": "ignore",  # of libraries, in processes whose output only goes to a log
 }
-_DRIVER_ONLY = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_DEDUP_LOGS": "0"}
+_DRIVER_ONLY = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_DEDUP_LOGS": "0",
+    "RAY_OVERRIDE_JOB_RUNTIME_ENV": "1",  # a submitted job may set one of ours: the same value, not a conflict
+}
 _SMALLEST_STORE = 256 << 20
 
 

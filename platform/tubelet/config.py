@@ -181,6 +181,19 @@ def to_yaml(config: Any) -> str:
     return layers.dump(to_dict(config))
 
 
+def setting(key: str, value: str) -> str:
+    """``key=value`` for a command line or ``load``, whatever characters the text holds.
+
+    Raises:
+        UserError: it is the name of a file that is not UTF-8, which no recipe or manifest can hold.
+    """
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"{key}: {value!r} is not UTF-8; rename it") from error
+    return f"{key}={layers.dump({'value': value}).partition(': ')[2]}".removesuffix("\n")
+
+
 def flatten(config: Any) -> dict[str, Any]:
     """The recipe as ``{"optim.lr": 1.5e-4}``; lists stay values."""
 
@@ -292,11 +305,14 @@ def _explain(errors: Iterable[Any], merged: Layer) -> list[str]:
         else:
             alternatives.setdefault(path, []).append(error)
     for path, several in alternatives.items():
+        if any(len(other) > len(path) and other[: len(path)] == path for other in alternatives):
+            continue  # one of several types fits but for something inside, which is told there
         where = merged.origin(path) or COMMAND_LINE
         text = " or ".join(dict.fromkeys(map(_expected, several)))
         value = several[0]["input"]
         advice = ""
-        if several[-1]["type"] == "string_type" and isinstance(value, bool | int | float):
+        may_be_text = any(error["type"] == "string_type" for error in several)
+        if may_be_text and isinstance(value, bool | int | float):
             quoted = f"'\"{value}\"'" if where == COMMAND_LINE else f"'{value}'"
             advice = f"; for a text write {quoted}"
         lines.append(f"{where}: {dotted(path)}: must be {text}, got {value!r}{advice}")
@@ -317,9 +333,12 @@ def _existing(loc: KeyPath, values: Any) -> KeyPath:
     """The part of pydantic's location that is a path in the values, without its union tags."""
     path: KeyPath = ()
     for part in loc:
-        inside = part in values if isinstance(values, dict) else isinstance(values, list)
+        if isinstance(values, list):
+            inside = isinstance(part, int) and part < len(values)
+        else:
+            inside = isinstance(values, dict) and part in values
         if not inside:
-            break
+            continue
         values, path = values[part], (*path, part)
     return path
 

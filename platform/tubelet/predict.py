@@ -8,8 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from clips import ClipConfig, Manifest, Rejected, load_views
-from clips.pipeline import PrepareConfig, prepare
-from tubelet import models, rows, terminal, visualize
+from clips.pipeline import PrepareConfig, find, prepare
+from tubelet import cluster, models, rows, terminal, visualize
 from tubelet.evaluation.inference import Views, predict
 from tubelet.recipes import Predict
 
@@ -22,23 +22,24 @@ class Predictions:
     """video_id, labels and probabilities (likeliest first; empty when undecodable), reason."""
     rejected: tuple[Rejected, ...]
     """Files that are no usable videos."""
-    picture: Path
-    """The frames that the first prediction was made from."""
+    picture: Path | None
+    """The frames that the first prediction was made from; None when nothing could be decoded."""
 
 
-def run(recipe: Predict, source: models.Source, *, gpus: bool) -> Predictions:
-    """Predict everything that ``recipe.source`` names.
+def run(recipe: Predict, source: models.Source) -> Predictions:
+    """Predict everything that ``recipe.source`` names; connects to Ray once that is found.
 
     Raises:
         ValueError: nothing usable is there (of clips' kinds: the user's mistake).
     """
     folder = Path(recipe.output)
     folder.mkdir(parents=True, exist_ok=True)
-    prepared = prepare(
-        PrepareConfig(
-            source=recipe.source, manifest=str(folder / "manifest.parquet"), decode=recipe.decode
-        )
+    wanted = PrepareConfig(
+        source=recipe.source, manifest=str(folder / "manifest.parquet"), decode=recipe.decode
     )
+    found = find(wanted)
+    gpus = cluster.connect(trainer_cpus=1).gpus > 0
+    prepared = prepare(wanted, found=found)
     manifest = prepared.manifest
     views = Views(
         ClipConfig(stride=recipe.stride or source.stride),
@@ -58,6 +59,9 @@ def run(recipe: Predict, source: models.Source, *, gpus: bool) -> Predictions:
     table = likeliest(raw, source.classes, top_k=recipe.top_k)
     pq.write_table(table, folder / "predictions.parquet")
     picture = folder / "prediction.png"
+    picture.unlink(missing_ok=True)
+    if "" not in table["reason"].to_pylist():
+        return Predictions(table, prepared.rejected, None)
     picture.write_bytes(_picture(manifest, table, source, views, recipe))
     return Predictions(table, prepared.rejected, picture)
 

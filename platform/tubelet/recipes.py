@@ -96,6 +96,13 @@ class Evaluate:
     output: str = "build/evaluate"
     """Folder for ``predictions.parquet`` and ``metrics.json``."""
 
+    def __post_init__(self) -> None:
+        if not self.model or not all(self.names):
+            raise ValueError(
+                "model names no model; allowed: folders of fine-tuned runs or exports, models:/NAME@ALIAS, "
+                "or a list of them"
+            )
+
     @property
     def names(self) -> list[str]:
         """The models, one or several."""

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from clips import storage
+from clips import Found, storage
 from clips.pipeline import Prepared
-from tubelet import cluster, terminal, tracking
+from tubelet import cluster, config, terminal, tracking
 from tubelet.config import UserError
 from tubelet.demo import stages
 from tubelet.demo.memory import PeakMemory
@@ -67,6 +67,9 @@ def run(demo: Demo) -> None:
         Interrupted: stopped; the same command goes on.
     """
     folder = Path(demo.folder).resolve()
+    found = None
+    if demo.videos is not None:
+        found = stages.videos_of(demo.videos, labels=demo.labels == "folders")
     _open(folder, demo)
     memory = PeakMemory()
     timed = Stages()
@@ -81,7 +84,7 @@ def run(demo: Demo) -> None:
         elif demo.videos is None:
             _motion(folder, timed, memory)
         else:
-            _own(demo, folder, timed, memory)
+            _own(demo, found, folder, timed, memory)
         timed.seconds["total"] = round(time.monotonic() - started, 1)
         terminal.say(f"\n{timed.seconds['total']:.0f} s in all; logs in {folder / 'demo.log'}")
 
@@ -150,7 +153,7 @@ def _motion(folder: Path, timed: Stages, memory: PeakMemory) -> None:
         (
             "finetune_pretrained",
             "Fine-tuning the pretrained encoder",
-            [f"head.init={encoder.run.uri}"],
+            [config.setting("head.init", encoder.run.uri)],
         ),
         ("finetune_scratch", "The same from random weights, for comparison", []),
     ):
@@ -213,7 +216,7 @@ def _mean(accuracies: Sequence[Any]) -> float:
 # --- the user's videos -------------------------------------------------------------------------------
 
 
-def _own(demo: Demo, folder: Path, timed: Stages, memory: PeakMemory) -> None:
+def _own(demo: Demo, found: Found | None, folder: Path, timed: Stages, memory: PeakMemory) -> None:
     assert demo.videos is not None
     root, manifest, labelled = (
         folder / "runs",
@@ -221,7 +224,7 @@ def _own(demo: Demo, folder: Path, timed: Stages, memory: PeakMemory) -> None:
         demo.labels == "folders",
     )
     with timed("manifest", f"Looking at the videos of {demo.videos}"):
-        made = stages.make_manifest(demo.videos, manifest, labels=labelled)
+        made = stages.make_manifest(demo.videos, manifest, labels=labelled, found=found)
     if isinstance(made, Prepared):
         _tell_rejected(made)
         made = made.manifest
@@ -241,7 +244,7 @@ def _own(demo: Demo, folder: Path, timed: Stages, memory: PeakMemory) -> None:
             (
                 "finetune_pretrained",
                 "Fine-tuning the pretrained encoder",
-                [f"head.init={encoder.run.uri}"],
+                [config.setting("head.init", encoder.run.uri)],
             ),
             ("finetune_scratch", "The same from random weights, for comparison", []),
         ):
@@ -292,6 +295,8 @@ def mlflow_command(root: Path) -> str:
     """How to look at the runs in a browser."""
     program = Path(sys.executable).with_name("mlflow")
     uri = tracking.resolve_uri(str(root))
+    if uri.startswith("http"):
+        return tracking.redact(uri)
     return f"{program} server --backend-store-uri {uri} --port 5000   (then open http://127.0.0.1:5000)"
 
 

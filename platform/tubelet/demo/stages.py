@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from clips import ClipConfig, DecodeConfig, Manifest, load_views, read_manifest
+from clips import ClipConfig, DecodeConfig, Found, Manifest, load_views, read_manifest
 from clips.pipeline import PrepareConfig, Prepared, find, prepare
 from clips.pipeline import Progress as Probing
 from clips.synthetic import MotionConfig, write_videos
@@ -83,14 +83,25 @@ def _write_some(folder: str, indices: range, motion: Motion) -> int:
     return len(indices)
 
 
-def make_manifest(source: str, target: Path, *, labels: bool) -> Prepared | Manifest:
+def videos_of(source: str, *, labels: bool) -> Found:
+    """The user's videos; needs no Ray, so mistakes show before anything is touched."""
+    return find(_manifest_of(source, Path("manifest.parquet"), labels=labels))
+
+
+def _manifest_of(source: str, target: Path, *, labels: bool) -> PrepareConfig:
+    return PrepareConfig(
+        source=source, manifest=str(target), labels="folders" if labels else "none"
+    )
+
+
+def make_manifest(
+    source: str, target: Path, *, labels: bool, found: Found | None = None
+) -> Prepared | Manifest:
     """Probe the videos and write the manifest; the existing one when it was made already."""
     if target.exists():
         return read_manifest(str(target))
-    wanted = PrepareConfig(
-        source=source, manifest=str(target), labels="folders" if labels else "none"
-    )
-    found = find(wanted)
+    wanted = _manifest_of(source, target, labels=labels)
+    found = find(wanted) if found is None else found
     total = len(found.entries) + len(found.missing)
     with terminal.progress("probe", total, unit="files") as bar:
 
@@ -128,7 +139,11 @@ def recipe_rate(recipe_file: str) -> float:
 
 
 def _overrides(root: Path, manifest: Path, name: str, more: Sequence[str]) -> list[str]:
-    return [f"data.manifest={manifest}", f"run.storage={root}", f"run.name={name}", *more]
+    places = (
+        config.setting("data.manifest", str(manifest)),
+        config.setting("run.storage", str(root)),
+    )
+    return [*places, f"run.name={name}", *more]
 
 
 def _train(job: fit.Job) -> Trained:

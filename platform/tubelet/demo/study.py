@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from tubelet import terminal
+from tubelet import config, terminal
 from tubelet.demo import stages
 from tubelet.demo.run import Stages, prepare_motion
 
@@ -53,7 +53,7 @@ def _finetune(
     lr = stages.recipe_rate(recipe) * rate
     overrides = [f"run.name={name}", f"labels.draws={DRAWS}", f"optim.lr={lr:g}"]
     if encoder is not None:
-        overrides.append(f"head.init={encoder.run.uri}")
+        overrides.append(config.setting("head.init", encoder.run.uri))
     return stages.finetune_run(root, manifest, recipe, *overrides)
 
 

@@ -49,6 +49,26 @@ def labelled_rows(manifest: Manifest, *, held_out: float) -> NDArray[np.int64]:
     return chosen
 
 
+def check(manifest: Manifest, sources: Sequence[models.Source]) -> None:
+    """Refuse models that cannot be judged in one pass over these data.
+
+    Raises:
+        UserError: they differ in classes or stride, or do not know a class of the data.
+    """
+    first = sources[0]
+    for other in sources[1:]:
+        if (other.classes, other.stride) != (first.classes, first.stride):
+            raise UserError(
+                f"{other.name} and {first.name} differ in classes or stride: evaluate them apart"
+            )
+    unknown = sorted(set(manifest.classes) - set(first.classes))
+    if unknown:
+        raise UserError(
+            f"{first.name} knows {len(first.classes)} classes and not {', '.join(unknown[:5])}"
+            f"{' and others' if len(unknown) > 5 else ''} of {manifest.uri}"
+        )
+
+
 def judge(
     manifest: Manifest,
     chosen: NDArray[np.int64],
@@ -64,20 +84,10 @@ def judge(
     """Predict the chosen rows with every model and compare with their labels.
 
     Raises:
-        UserError: the models differ in classes or stride, or do not know a class of the data.
+        UserError: as ``check`` says, or not one of the videos can be decoded.
     """
+    check(manifest, sources)
     first = sources[0]
-    for other in sources[1:]:
-        if (other.classes, other.stride) != (first.classes, first.stride):
-            raise UserError(
-                f"{other.name} and {first.name} differ in classes or stride: evaluate them apart"
-            )
-    unknown = sorted(set(manifest.classes) - set(first.classes))
-    if unknown:
-        raise UserError(
-            f"{first.name} knows {len(first.classes)} classes and not {', '.join(unknown[:5])}"
-            f"{' and others' if len(unknown) > 5 else ''} of {manifest.uri}"
-        )
     clip = ClipConfig(stride=stride or first.stride)
     predictions = predict(
         manifest.local_table(rows.cache_folder()),
@@ -90,6 +100,11 @@ def judge(
     )
     reasons = predictions["reason"].to_pylist()
     decoded = np.array([not reason for reason in reasons])
+    if not decoded.any():
+        raise UserError(
+            f"none of the {len(chosen)} videos to evaluate on could be decoded; "
+            f"{predictions['video_id'][0]}: {reasons[0]}"
+        )
     place = np.array([first.classes.index(name) for name in manifest.classes], np.int64)
     labels = place[predictions["label"].to_numpy()]
     accuracies = [

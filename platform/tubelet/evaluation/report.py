@@ -19,10 +19,18 @@ _WEAKEST = 5
 
 
 def evaluate(
-    recipe: Evaluate, manifest: Manifest, sources: Sequence[models.Source], *, gpus: bool
+    recipe: Evaluate, manifest: Manifest, sources: Sequence[models.Source]
 ) -> judge.Judgement:
-    """Judge every model, tell the user, and keep the result."""
+    """Judge every model, tell the user, and keep the result; connects to Ray once all is checked.
+
+    Raises:
+        UserError: the models and the data do not go together, or MLflow cannot be used.
+    """
     chosen = judge.labelled_rows(manifest, held_out=recipe.held_out)
+    judge.check(manifest, sources)
+    root = storage.absolute(recipe.storage)
+    uri = tracking.resolve_uri(root)
+    gpus = cluster.connect(trainer_cpus=1).gpus > 0
     with terminal.progress("evaluate", len(chosen), unit="videos") as bar:
         judgement = judge.judge(
             manifest,
@@ -59,16 +67,20 @@ def evaluate(
     pq.write_table(judgement.predictions, folder / "predictions.parquet")
     metrics = {s.name: _plain(a) for s, a in zip(sources, judgement.accuracies, strict=True)}
     (folder / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")
-    _log(recipe, manifest, judgement.accuracies, folder)
+    _log(recipe, manifest, judgement.accuracies, folder, uri=uri, root=root)
     terminal.say(f"predictions and metrics in {folder}")
     return judgement
 
 
 def _log(
-    recipe: Evaluate, manifest: Manifest, accuracies: Sequence[Accuracy], folder: Path
+    recipe: Evaluate,
+    manifest: Manifest,
+    accuracies: Sequence[Accuracy],
+    folder: Path,
+    *,
+    uri: str,
+    root: str,
 ) -> None:
-    root = storage.absolute(recipe.storage)
-    uri = tracking.resolve_uri(root)
     run_id = tracking.start_run(
         uri,
         storage=root,

@@ -10,6 +10,8 @@ from typing import Annotated, Literal
 
 import pytest
 from annotated_types import Gt, Le
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from tubelet import config
 from tubelet.config import ConfigError
@@ -285,6 +287,44 @@ def test_a_value_that_may_be_of_two_types_is_explained_once() -> None:
         "command line: port: must be a valid integer or a valid string, got 1.5; "
         "for a text write '\"1.5\"'"
     ]
+
+
+@dataclass(frozen=True)
+class OneOrMore:
+    model: str | list[str]
+
+    def __post_init__(self) -> None:
+        if not self.model:
+            raise ValueError("model names no model")
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("model=3", "model: must be a valid string or a list, got 3; for a text write '\"3\"'"),
+        ("model={a: 1}", "model: must be a valid string or a list, got {'a': 1}"),
+        ("model=[run, 7]", "model.1: must be a valid string, got 7; for a text write '\"7\"'"),
+        ("model=", "model: must be a valid string or a list, got None"),
+        ("model=[]", "model names no model"),
+    ],
+)
+def test_a_text_or_a_list_of_texts_is_explained_where_it_is_wrong(given: str, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        config.load(OneOrMore, [], [given])
+    assert str(caught.value).startswith(f"command line: {message}")
+    assert len(caught.value.problems) == 1
+
+
+@given(st.text(st.characters(codec="utf-8")))
+@example("/data/my #1: [videos]/\U0001f3ac/a b.mp4")
+def test_a_setting_gives_back_any_text(text: str) -> None:
+    assert config.load(Source, [], [config.setting("uri", text)]).uri == text
+
+
+def test_a_file_name_that_is_not_utf_8_is_refused_by_name() -> None:
+    with pytest.raises(config.UserError) as caught:
+        config.setting("source", b"film\xff.mp4".decode(errors="surrogateescape"))
+    assert str(caught.value) == "source: 'film\\udcff.mp4' is not UTF-8; rename it"
 
 
 def test_a_job_without_recipe_takes_overrides_alone() -> None:
