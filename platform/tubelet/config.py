@@ -333,11 +333,8 @@ def _existing(loc: KeyPath, values: Any) -> KeyPath:
     """The part of pydantic's location that is a path in the values, without its union tags."""
     path: KeyPath = ()
     for part in loc:
-        if isinstance(values, list):
-            inside = isinstance(part, int) and part < len(values)
-        else:
-            inside = isinstance(values, dict) and part in values
-        if not inside:
+        held = range(len(values)) if isinstance(values, list) else values
+        if not isinstance(held, range | dict) or part not in held:
             continue
         values, path = values[part], (*path, part)
     return path
