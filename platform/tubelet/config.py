@@ -333,11 +333,17 @@ def _existing(loc: KeyPath, values: Any) -> KeyPath:
     """The part of pydantic's location that is a path in the values, without its union tags."""
     path: KeyPath = ()
     for part in loc:
-        held = range(len(values)) if isinstance(values, list) else values
-        if not isinstance(held, range | dict) or part not in held:
-            continue
-        values, path = values[part], (*path, part)
+        entries = _entries(values)
+        if part in entries:
+            values, path = entries[part], (*path, part)
     return path
+
+
+def _entries(values: Any) -> dict[Any, Any]:
+    """What lies in a mapping or a list, by key or place; nothing in a scalar."""
+    if isinstance(values, list):
+        return dict(enumerate(values))
+    return values if isinstance(values, dict) else {}
 
 
 def _unknown(
