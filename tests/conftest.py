@@ -10,6 +10,10 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 
+os.environ.setdefault(
+    "OMP_NUM_THREADS", "1"
+)  # before torch: two threads spin for seconds under load
+
 hypothesis.settings.register_profile("shared machine", deadline=None)  # load is no failure
 hypothesis.settings.load_profile("shared machine")
 
