@@ -45,7 +45,10 @@ def environment(**more: str) -> dict[str, str]:
 
 
 def run_jobs(
-    cases: Mapping[str, Sequence[str]], *, cpus: int | None = None, **variables: str
+    cases: Mapping[str, Sequence[str]],
+    *,
+    cpus: int | None = None,
+    variables: Mapping[str, str] | None = None,
 ) -> dict[str, Ended]:
     """Run jobs one after another in one process, in the repository's root.
 
@@ -62,7 +65,7 @@ def run_jobs(
         done = subprocess.run(
             [sys.executable, __file__, str(asked), str(answered)],
             cwd=ROOT,
-            env=environment(**variables),
+            env=environment(**(variables or {})),
             capture_output=True,
             text=True,
             timeout=_TIMEOUT_S,
