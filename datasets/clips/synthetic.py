@@ -45,6 +45,9 @@ class MotionConfig:
     """Least and largest speed, in pixels per frame."""
     wave: tuple[float, float] = (20.0, 60.0)
     """Least and largest wavelength, in pixels: longer is smoother and easier."""
+    zoom: tuple[float, float] = (1.0, 1.0)
+    """Least and largest factor by which a video's wavelengths are stretched, drawn once per video: a
+    set with coarse and fine textures is learned sooner than one of fine ones alone."""
     waves: int = 10
     contrast: tuple[float, float] = (40.0, 60.0)
     """Least and largest standard deviation of the brightness, of 255."""
@@ -81,6 +84,7 @@ def motion_frames(index: int, *, seed: int, config: MotionConfig = MotionConfig(
     turn = rng.uniform(0, 2 * np.pi, waves)
     k_K2 = np.stack([np.cos(turn), np.sin(turn)], 1)
     k_K2 *= (2 * np.pi / rng.uniform(*config.wave, waves))[:, None]
+    k_K2 /= config.zoom[0] * (config.zoom[1] / config.zoom[0]) ** rng.random()
     amplitude_KC = rng.normal(size=(waves, 1)) + 0.35 * rng.normal(size=(waves, 3))
     phase_KC = rng.uniform(0, 2 * np.pi, (waves, 1)) + 0.6 * rng.normal(size=(waves, 3))
     spread = np.sqrt((amplitude_KC**2).sum(0) / 2).mean()

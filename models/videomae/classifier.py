@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from videomae import positions
-from videomae.initialise import truncated_normal
+from videomae.initialise import truncated_normal, xavier, xavier_embedding
 from videomae.layers import make_blocks
 from videomae.patches import TubeletEmbedding, check_clips, patchify
 from videomae.positions import Positions
@@ -80,9 +80,14 @@ class VideoClassifier(nn.Module):
         """Initialise every parameter and position table, drawing from torch's global generator.
 
         Linear layers normal with deviation 0.02, then the head times `init_scale`; the embedding
-        keeps PyTorch's default.
+        keeps PyTorch's default. `config.init` "xavier" draws all but the head Xavier-uniform.
         """
-        truncated_normal(self)
+        if self.config.init == "xavier":
+            xavier(self)
+            xavier_embedding(self.patch_embed.proj)
+            nn.init.trunc_normal_(self.head.weight, std=0.02)
+        else:
+            truncated_normal(self)
         self.head.weight.mul_(self.init_scale)
         self.head.bias.mul_(self.init_scale)
         self.reset_positions()

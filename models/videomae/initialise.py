@@ -7,7 +7,7 @@ number of shards.
 
 The authors give linear layers Xavier-uniform weights in pretraining and truncated normal ones in
 fine-tuning, biases zero, norms one and zero; the tubelet embedding keeps PyTorch's default of a
-convolution (and is not treated as a linear layer).
+convolution (and is not treated as a linear layer). `ModelConfig.init="xavier"` departs from that.
 """
 
 from collections.abc import Callable
@@ -21,6 +21,13 @@ from videomae.layers import Attention
 def xavier(model: nn.Module) -> None:
     """Initialise for pretraining: Xavier-uniform linear layers."""
     _initialise(model, nn.init.xavier_uniform_)
+
+
+def xavier_embedding(projection: nn.Conv3d) -> None:
+    """Initialise a tubelet embedding as the linear map it is: Xavier-uniform, bias zero."""
+    nn.init.xavier_uniform_(projection.weight.flatten(1))  # a view: fills the parameter
+    if projection.bias is not None:
+        nn.init.zeros_(projection.bias)
 
 
 def truncated_normal(model: nn.Module) -> None:

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 PresetName = Literal["tiny", "vit_s", "vit_b", "vit_l", "vit_h", "vit_l_v2", "vit_h_v2", "vit_g"]
+Initialisation = Literal["authors", "xavier"]
 PositionRule = Literal["recomputed", "interpolated"]
 
 CHANNELS = 3
@@ -119,12 +120,20 @@ class ModelConfig:
     VideoMAE does, or the preset's table interpolated on its grid."""
     drop_path: float = 0.0
     """Stochastic depth of the last block; the first has 0, those between are spaced evenly."""
+    init: Initialisation = "authors"
+    """Fresh weights: as the authors draw them (deviation 0.02 in classifiers, a convolution's default
+    for the embedding), or Xavier-uniform for every linear map, the embedding included (as MAE does
+    for images). Narrow models need the latter: 0.02 is a tenth of what a layer 64 wide wants, and a
+    classifier that starts there learns nothing in its first hundreds of steps."""
 
     def __post_init__(self) -> None:
         """Refuse what no model can be built from; ValueError names the recipe keys."""
         if self.preset not in PRESETS:
             allowed = ", ".join(get_args(PresetName))
             raise ValueError(f"model.preset={self.preset!r} is unknown; choose one of {allowed}")
+        if self.init not in get_args(Initialisation):
+            allowed = ", ".join(get_args(Initialisation))
+            raise ValueError(f"model.init={self.init!r} is unknown; choose one of {allowed}")
         if self.positions not in get_args(PositionRule):
             allowed = ", ".join(get_args(PositionRule))
             raise ValueError(

@@ -30,7 +30,7 @@ from torch.nn import functional as F
 from videomae import positions
 from videomae.decoder import Decoder
 from videomae.encoder import Encoder
-from videomae.initialise import xavier
+from videomae.initialise import xavier, xavier_embedding
 from videomae.patches import check_clips, patchify, pixel_targets, select_tokens
 from videomae.presets import ModelConfig
 
@@ -114,12 +114,14 @@ class VideoMAE(nn.Module):
     def reset_parameters(self) -> None:
         """Initialise every parameter and position table, drawing from torch's global generator.
 
-        Linear layers Xavier uniform; the embedding and the bridge to the decoder keep PyTorch's
-        defaults, as in the authors' code; the mask token normal with deviation 0.02, cut off at
-        one deviation.
+        Linear layers Xavier uniform; the embedding (unless `config.init` says otherwise) and the
+        bridge to the decoder keep PyTorch's defaults, as in the authors' code; the mask token
+        normal with deviation 0.02, cut off at one deviation.
         """
         xavier(self.encoder)
         xavier(self.decoder)
+        if self.config.init == "xavier":
+            xavier_embedding(self.encoder.patch_embed.proj)
         self.encoder_to_decoder.reset_parameters()
         nn.init.trunc_normal_(self.mask_token, std=0.02, a=-0.02, b=0.02)
         self.reset_positions()
