@@ -274,7 +274,8 @@ def _own(demo: Demo, found: Found | None, folder: Path, timed: Stages, memory: P
     _report(folder, timed, memory, **report, pictures=_pictures(folder, encoder, *sides))
 
 
-_OWN_VISITS = 6400
+_OWN_VISITS = 2000
+"""At least so many visits: 500 steps of the overlay's batch, and every video once."""
 
 
 def _tell_rejected(made: Prepared) -> None:

@@ -27,10 +27,12 @@ ALIAS = "champion"
 class Motion:
     """The generated data: how many videos, and what they look like."""
 
-    training: int = 2400
+    training: int = 2000
     held_out: int = 640
     seed: int = 0
-    config: MotionConfig = field(default_factory=MotionConfig)
+    config: MotionConfig = field(
+        default_factory=lambda: MotionConfig(speed=(3.2, 5.6), wave=(25.0, 75.0), zoom=(1.0, 3.0))
+    )
 
 
 class Interrupted(Exception):
