@@ -43,6 +43,8 @@ class Unit:
     """Per clip: position, epoch, row, visit, copy, valid, reason; empty for a dummy."""
 
 
+_TRANSPORT = ("frames", "item", "attempt", "decode_s")
+
 MaskMaker = Callable[[NDArray[np.uint64]], tuple[Tensor | None, Tensor | None]]
 """From the clips' seeds to the encoder's and the decoder's mask."""
 
@@ -124,9 +126,8 @@ class Feed:
                 f"{self._plan.clips_per_unit} clips, got items {got[0]} of attempts {got[1]} with {got[2]}"
             )
         self.decode_s += float(batch["decode_s"].sum())
-        source = {
-            k: v for k, v in batch.items() if k not in ("frames", "item", "attempt", "decode_s")
-        }
+        # Copies: the audit keeps them until the next commit, and views would pin every block in the object store.
+        source = {name: batch[name].copy() for name in batch if name not in _TRANSPORT}
         seeds = clip_seeds(self._plan.ledger.seed, source, "mask")
         return self._unit(
             self._plan.timetable.item(expected).number, batch["frames"], source, seeds
