@@ -13,6 +13,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from tubelet import terminal
 from tubelet.config import UserError
 
 _log = logging.getLogger(__name__)
@@ -67,6 +68,7 @@ def connect(*, trainer_cpus: float, store_bytes: int = _SMALLEST_STORE) -> Clust
     global _started_here
     if not ray.is_initialized():
         environment = {"env_vars": {name: os.environ[name] for name in _EVERYWHERE}}
+        _started_here = not remote
         if remote:
             ray.init(address="auto", runtime_env=environment, logging_level=logging.WARNING)
         else:
@@ -78,7 +80,7 @@ def connect(*, trainer_cpus: float, store_bytes: int = _SMALLEST_STORE) -> Clust
                 runtime_env=environment,
                 logging_level=logging.WARNING,
             )
-            _started_here = True
+        terminal.when_closing(ray.shutdown)
         _log.info(
             "connected to Ray %s; code from %s; revision %s",
             ray.__version__,

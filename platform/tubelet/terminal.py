@@ -34,6 +34,7 @@ logger = logging.getLogger(__name__)
 class _Streams(NamedTuple):
     console: Console
     errors: TextIO
+    closing: contextlib.ExitStack
 
 
 _kept: _Streams | None = None  # the original streams while descriptors 1 and 2 are redirected
@@ -56,6 +57,15 @@ def complain(text: str) -> None:
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Write a small table, its columns aligned."""
     say("\n".join(format_table(header, rows)))
+
+
+def when_closing(action: Callable[[], None]) -> None:
+    """Run ``action`` right before ``console_and_log`` gives the descriptors back; without one, nothing.
+
+    For what would go on writing to them: a Ray that is still connected prints its workers' last words.
+    """
+    if _kept is not None:
+        _kept.closing.callback(action)
 
 
 @contextlib.contextmanager
@@ -83,9 +93,11 @@ def console_and_log(path: str | Path) -> Iterator[None]:
         errors = stack.enter_context(open(os.dup(2), "w", buffering=1, encoding="utf-8"))
         stack.enter_context(_records_to(errors))
         logger.info("started: %s", shlex.join(sys.argv))
-        _kept = _Streams(Console(file=kept[0], width=_width(kept[0])), kept[1])
+        closing = contextlib.ExitStack()
+        _kept = _Streams(Console(file=kept[0], width=_width(kept[0])), kept[1], closing)
         try:
-            yield
+            with closing:
+                yield
         except Exception:
             errors.write(traceback.format_exc())
             raise

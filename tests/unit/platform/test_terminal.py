@@ -254,3 +254,19 @@ def test_the_tail_of_a_long_log_is_its_last_lines(tmp_path: Path) -> None:
     assert terminal.tail(log, lines=2) == "line 19998\nline 19999"
     log.write_text("one\n")
     assert terminal.tail(log) == "one"
+
+
+def test_last_words_of_what_is_closed_go_to_the_log(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with terminal.console_and_log(tmp_path / "job.log"):
+        terminal.when_closing(lambda: print("Ray says goodbye", flush=True))
+        terminal.say("done")
+    assert "Ray says goodbye" in (tmp_path / "job.log").read_text()
+    assert capfd.readouterr().out == "done\n"
+
+
+def test_without_a_log_nothing_is_closed_early() -> None:
+    closed: list[str] = []
+    terminal.when_closing(lambda: closed.append("too early"))
+    assert closed == []
