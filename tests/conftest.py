@@ -4,9 +4,13 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import hypothesis
 import pytest
+
+if TYPE_CHECKING:
+    from whole_path import WholePath
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -30,6 +34,14 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.skip("needs ../shared/data, which is not beside this checkout")
     return folder
+
+
+@pytest.fixture(scope="session")
+def whole_path(tmp_path_factory: pytest.TempPathFactory) -> "WholePath":
+    """Every job in turn on generated videos, once a session: what they printed and left."""
+    from whole_path import walk
+
+    return walk(tmp_path_factory.mktemp("whole_path"))
 
 
 @pytest.fixture(scope="session")

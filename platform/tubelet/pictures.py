@@ -1,4 +1,4 @@
-"""Pictures of a run: what the workers left in ``pictures/*.npz`` and the curve, drawn by the driver into a folder."""
+"""Pictures of a run: what the workers left in ``reconstructed/`` and the curve, drawn by the driver into a folder."""
 
 import io
 import json
@@ -14,7 +14,7 @@ from tubelet.run_directory import RunDirectory
 from videomae import ModelConfig, Reconstruction
 
 PICTURED_CLIPS = 4
-_NAME = "held_out.npz"
+_KEPT = ("reconstructed", "held_out.npz")  # not in pictures/, all of which MLflow shows
 
 
 def keep(
@@ -35,14 +35,14 @@ def keep(
         names=np.array(list(names)[some]),
         **{f"made_{n}": t[some].detach().cpu().numpy() for n, t in made._asdict().items()},
     )
-    storage.write_bytes(run.path("pictures", _NAME), buffer.getvalue())
+    storage.write_bytes(run.path(*_KEPT), buffer.getvalue())
 
 
 def draw_reconstructions(
     run: RunDirectory, folder: Path, *, title: str, model: ModelConfig, fps: float
 ) -> list[Path]:
     """Draw the newest clips as a grid and a video; returns the files (none before the first evaluation)."""
-    uri = run.path("pictures", _NAME)
+    uri = run.path(*_KEPT)
     if not storage.exists(uri):
         return []
     from tubelet import (

@@ -53,7 +53,7 @@ def run_jobs(
     """Run jobs one after another in one process, in the repository's root.
 
     Args:
-        cases: by name: the script without its ending, then its arguments.
+        cases: by name: the job without folder and ending (or the path of another script), then its arguments.
         cpus: start a Ray of so many CPUs first, which the jobs then find running.
         variables: of the environment.
     """
@@ -82,7 +82,7 @@ def _run(script: str, arguments: list[str], folder: Path) -> dict[str, object]:
     for stream, file in enumerate(files, start=1):
         with file.open("w") as opened:
             os.dup2(opened.fileno(), stream)
-    sys.argv = [f"jobs/{script}.py", *arguments]
+    sys.argv = [script if script.endswith(".py") else f"jobs/{script}.py", *arguments]
     started = time.monotonic()
     code: object = "none: run_main always exits"
     try:

@@ -18,7 +18,7 @@ from mlflow import MlflowClient
 
 from clips import Manifest, read_manifest, write_manifest
 from clips.synthetic import CLASSES, MotionConfig, write_videos
-from jobs import ROOT, Ended, run_jobs
+from jobs import Ended, run_jobs
 from tubelet import config, elastic, handover, tracking
 from tubelet.loops import pretrain
 from tubelet.recipes import Pretrain
@@ -28,15 +28,23 @@ from videomae import ModelConfig, build_classifier, build_pretraining
 # MLflow's own use of SQLAlchemy.
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated")
 
-PRETRAIN = "jobs/recipes/demo/pretrain.yaml"
-FINETUNE = "jobs/recipes/demo/finetune_pretrained.yaml"
+RECIPE = """\
+model: {preset: tiny, frames: 8, image_size: 32, patch_size: 8, width: 64, depth: 4, heads: 2}
+data: {held_out_clips: 64}
+batch:
+  size: 8
+  micro: 4
+optim: {lr: 0.032, min_lr: 0.0}
+schedule: {epochs: 4, warmup_epochs: 1}
+elastic: {min_workers: 2, max_workers: 2, cpus_per_worker: 0.5}
+"""
 NO_S3 = {  # a bucket whose server does not answer
     "AWS_ENDPOINT_URL": "http://127.0.0.1:9",
     "AWS_ACCESS_KEY_ID": "somebody",
     "AWS_SECRET_ACCESS_KEY": "very-secret",
     "CLIPS_STORAGE_RETRY_SECONDS": "0.1",
 }
-RUN = "pretrain PRETRAIN data.manifest={}/labelled.parquet run.storage={}/runs "
+RUN = "pretrain {}/recipe.yaml data.manifest={}/labelled.parquet run.storage={}/runs "
 Case = tuple[str, list[str]]
 """A command line without ``python jobs/`` and ``.py``, and parts of its message; in both, {} is the folder."""
 
@@ -79,7 +87,7 @@ PREPARE_CASES: dict[str, Case] = {
 }
 RECIPE_CASES: dict[str, Case] = {
     "unknown key": (
-        "pretrain PRETRAIN optim.learning_rate=1 optim.lrr=2",
+        "pretrain {}/recipe.yaml optim.learning_rate=1 optim.lrr=2",
         [
             "2 problems\n",
             "command line: optim.learning_rate: unknown key; ",
@@ -105,85 +113,82 @@ RECIPE_CASES: dict[str, Case] = {
         ],
     ),
     "frames not divisible by the tubelet": (
-        "pretrain PRETRAIN model.frames=7",
+        "pretrain {}/recipe.yaml model.frames=7",
         ["command line: model.frames=7 is not divisible by model.tubelet_size=2; use 6 or 8"],
     ),
     "size not divisible by the patch": (
-        "pretrain PRETRAIN model.image_size=36",
+        "pretrain {}/recipe.yaml model.image_size=36",
         [
-            "command line, jobs/recipes/demo/pretrain.yaml:",
-            ": model.image_size=36 is not divisible by model.patch_size=8; use 32 or 40",
+            "command line, {}/recipe.yaml:1: model.image_size=36 is not divisible by model.patch_size=8; use 32 or 40",
         ],
     ),
     "more workers at least than at most": (
-        "pretrain PRETRAIN elastic.min_workers=3",
+        "pretrain {}/recipe.yaml elastic.min_workers=3",
         [
-            "command line, jobs/recipes/demo/pretrain.yaml:",
-            ": elastic.min_workers (3) is greater than elastic.max_workers (2)",
+            "command line, {}/recipe.yaml:8: elastic.min_workers (3) is greater than elastic.max_workers (2)",
         ],
     ),
     "batch not divisible by micro": (
-        "pretrain PRETRAIN batch.micro=3",
+        "pretrain {}/recipe.yaml batch.micro=3",
         [
-            "jobs/recipes/demo/pretrain.yaml:",
-            "command line: batch.size (8) must be a multiple of batch.micro (3)",
+            "{}/recipe.yaml:4, command line: batch.size (8) must be a multiple of batch.micro (3)",
         ],
     ),
     "name that is a path": (
-        "pretrain PRETRAIN data.manifest={}/labelled.parquet run.name=../elsewhere",
+        "pretrain {}/recipe.yaml data.manifest={}/labelled.parquet run.name=../elsewhere",
         ["command line: run.name is '../elsewhere': it is the name of one folder in run.storage"],
     ),
     "no name": (
-        "pretrain PRETRAIN data.manifest={}/labelled.parquet run.name=null",
+        "pretrain {}/recipe.yaml data.manifest={}/labelled.parquet run.name=null",
         ["run.name is null: name the run"],
     ),
 }
 DATA_CASES: dict[str, Case] = {
     "no manifest": (
-        "pretrain PRETRAIN",
+        "pretrain {}/recipe.yaml",
         ["data.manifest names no manifest; make one with: python jobs/prepare.py FOLDER manifest="],
     ),
     "missing manifest": (
-        "pretrain PRETRAIN data.manifest={}/none.parquet",
+        "pretrain {}/recipe.yaml data.manifest={}/none.parquet",
         ["data.manifest: there is nothing at {}/none.parquet; check the spelling"],
     ),
     "text for a manifest": (
-        "pretrain PRETRAIN data.manifest={}/papers/notes.txt",
+        "pretrain {}/recipe.yaml data.manifest={}/papers/notes.txt",
         [
             "data.manifest: {}/papers/notes.txt is not a manifest; make one with: python jobs/prepare"
         ],
     ),
     "other Parquet file for a manifest": (
-        "pretrain PRETRAIN data.manifest={}/other.parquet",
+        "pretrain {}/recipe.yaml data.manifest={}/other.parquet",
         ["data.manifest: {}/other.parquet is not a manifest; make one with: python jobs/prepare"],
     ),
     "nothing held out": (
-        "pretrain PRETRAIN data.manifest={}/unlabelled.parquet data.held_out=0",
+        "pretrain {}/recipe.yaml data.manifest={}/unlabelled.parquet data.held_out=0",
         [
             "none of the 8 rows of {}/unlabelled.parquet is held out: raise data.held_out (0), or set",
             "data.held_out_clips=0",
         ],
     ),
     "fine-tuning without labels": (
-        "finetune FINETUNE data.manifest={}/unlabelled.parquet",
+        "finetune {}/recipe.yaml data.manifest={}/unlabelled.parquet data.held_out_clips=0",
         [
             "8 of the 8 training rows of {}/unlabelled.parquet have no label: make the manifest with",
             "labels=folders",
         ],
     ),
     "too few labels of a class": (
-        "finetune FINETUNE data.manifest={}/labelled.parquet",
+        "finetune {}/recipe.yaml data.manifest={}/labelled.parquet labels.per_class=4",
         [
             "labels.per_class: 4 labels per class were asked for, but class 'down' has 3 rows; the",
             "manifest is {}/labelled.parquet",
         ],
     ),
     "starting weights that are not there": (
-        "finetune FINETUNE data.manifest={}/labelled.parquet labels.per_class=2 head.init={}/none",
+        "finetune {}/recipe.yaml data.manifest={}/labelled.parquet labels.per_class=2 head.init={}/none",
         ["head.init: {}/none: neither an export folder (model.safetensors and config.json), nor a"],
     ),
     "starting weights of another model": (
-        "finetune FINETUNE data.manifest={}/labelled.parquet labels.per_class=2 head.init={}/wide",
+        "finetune {}/recipe.yaml data.manifest={}/labelled.parquet labels.per_class=2 head.init={}/wide",
         [
             "head.init: {}/wide: the weights do not fit the model of preset tiny:\n",
             "encoder.patch_embed.proj.bias is [96], the model has [64]",
@@ -192,13 +197,13 @@ DATA_CASES: dict[str, Case] = {
 }
 RUN_CASES: dict[str, Case] = {
     "a run of another kind": (
-        "finetune FINETUNE data.manifest={}/labelled.parquet run.storage={}/runs run.name=begun labels.per_class=2",
+        RUN.replace("pretrain", "finetune") + "run.name=begun labels.per_class=2",
         [
             "{}/runs/begun holds a pretrain run: choose another run.name, or run.fresh=true to delete"
         ],
     ),
     "a run on other data": (
-        "pretrain PRETRAIN data.manifest={}/unlabelled.parquet data.held_out=0.5 run.storage={}/runs run.name=begun",
+        RUN + "run.name=begun data.manifest={}/unlabelled.parquet data.held_out=0.5",
         [
             "{}/runs/begun was started on other data (manifest ",
             "give it the manifest it began with",
@@ -221,11 +226,11 @@ RUN_CASES: dict[str, Case] = {
         ],
     ),
     "a folder that is no run is not cleared": (
-        "pretrain PRETRAIN data.manifest={}/labelled.parquet run.storage={} run.name=papers run.fresh=true",
+        "pretrain {}/recipe.yaml data.manifest={}/labelled.parquet run.storage={} run.name=papers run.fresh=true",
         ["run.fresh=true deletes a run, but {}/papers holds notes.txt and no run: choose another"],
     ),
     "runs in a bucket without a server for MLflow": (
-        "pretrain PRETRAIN data.manifest={}/labelled.parquet run.storage=s3://bucket/runs",
+        "pretrain {}/recipe.yaml data.manifest={}/labelled.parquet run.storage=s3://bucket/runs",
         [
             "run.storage is s3://bucket/runs, where an SQLite file cannot live: set MLFLOW_TRACKING_URI"
         ],
@@ -310,7 +315,7 @@ def manifest(folder: Path, name: str, rows: list[dict[str, Any]]) -> str:
 def begun(folder: Path, name: str, labelled: str) -> None:
     """What an interrupted pretraining run leaves, as far as the next start looks at it."""
     overrides = [f"data.manifest={labelled}", f"run.storage={folder / 'runs'}", f"run.name={name}"]
-    job = pretrain.job(config.load(Pretrain, [ROOT / PRETRAIN], overrides))
+    job = pretrain.job(config.load(Pretrain, [folder / "recipe.yaml"], overrides))
     run = RunDirectory(str(folder / "runs" / name))
     run.write_json({**elastic._new(job), "mlflow_run_id": "0" * 32}, "run.json")
     if name == "finished":
@@ -325,6 +330,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "papers" / "notes.txt").write_text("precious")
     (folder / "spaces.txt").write_text("a.mp4 1\nmy film.mp4 3\n")
     (folder / "no_label.txt").write_text("a.mp4 1\nb.mp4\n")
+    (folder / "recipe.yaml").write_text(RECIPE)
     (folder / "unknown.yaml").write_text("model:\n  preset: tiny\n  frame: 8\n")
     (folder / "finished_demo").mkdir()
     asked = {"videos": None, "labels": "none", "study": False}
@@ -363,8 +369,7 @@ def snapshot(folder: Path) -> dict[str, str]:
 
 
 def command(line: str, folder: Path) -> list[str]:
-    recipes = line.replace("PRETRAIN", PRETRAIN).replace("FINETUNE", FINETUNE)
-    return shlex.split(recipes.replace("{}", str(folder)))
+    return shlex.split(line.replace("{}", str(folder)))
 
 
 @pytest.fixture(scope="module")

@@ -74,7 +74,7 @@ def test_the_drawing_is_of_the_clips_that_were_kept(
 def test_what_is_kept_holds_no_pickle(
     run: RunDirectory, kept: tuple[torch.Tensor, torch.Tensor, Reconstruction]
 ) -> None:
-    with np.load(run.path("pictures", "held_out.npz"), allow_pickle=False) as arrays:
+    with np.load(run.path("reconstructed", "held_out.npz"), allow_pickle=False) as arrays:
         assert arrays["names"].tolist() == [f"clip{n}.mp4" for n in range(4)]
         assert np.array_equal(arrays["frames_BTHWC"], kept[0][:4])
 
