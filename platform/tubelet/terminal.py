@@ -59,7 +59,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     say("\n".join(format_table(header, rows)))
 
 
-def when_closing(action: Callable[[], None]) -> None:
+def when_closing(action: Callable[[], object]) -> None:
     """Run ``action`` right before ``console_and_log`` gives the descriptors back; without one, nothing.
 
     For what would go on writing to them: a Ray that is still connected prints its workers' last words.

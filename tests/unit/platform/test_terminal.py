@@ -260,7 +260,7 @@ def test_last_words_of_what_is_closed_go_to_the_log(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     with terminal.console_and_log(tmp_path / "job.log"):
-        terminal.when_closing(lambda: print("Ray says goodbye", flush=True))
+        terminal.when_closing(lambda: os.write(1, b"Ray says goodbye\n"))
         terminal.say("done")
     assert "Ray says goodbye" in (tmp_path / "job.log").read_text()
     assert capfd.readouterr().out == "done\n"
