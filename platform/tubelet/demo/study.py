@@ -11,7 +11,7 @@ from tubelet.demo.run import Stages, prepare_motion
 DRAWS = 6
 PRETRAINING_SEEDS = (0, 1)
 RATES = (0.5, 1.0, 2.0)
-"""Multiples of each recipe's own rate; the best of them on the mean over draws (and seeds) is a side's own best."""
+"""Multiples of each recipe's own rate; a side's own best is the best of them on the mean over the draws."""
 
 
 def run(folder: Path, timed: Stages) -> None:
@@ -24,66 +24,91 @@ def run(folder: Path, timed: Stages) -> None:
             encoders.append(
                 stages.pretrain_run(root, manifest, f"run.seed={seed}", f"run.name=pretrain_{seed}")
             )
-    pretrained: dict[float, list[stages.Trained]] = {}
-    scratch: dict[float, list[stages.Trained]] = {}
-    for rate in RATES:
-        for seed, encoder in zip(PRETRAINING_SEEDS, encoders, strict=True):
-            name = f"pretrained_{seed}_x{rate:g}"
-            with timed(name, f"Fine-tuning encoder {seed} at {rate:g} times the recipe's rate"):
-                pretrained.setdefault(rate, []).append(
-                    _finetune(root, manifest, "finetune_pretrained.yaml", name, rate, encoder)
+    sides = {"pretrained": encoders[0], "scratch": None}
+    top1: dict[str, dict[float, list[float]]] = {}
+    for side, encoder in sides.items():
+        trained = []
+        for rate in RATES:
+            with timed(
+                f"{side}_x{rate:g}", f"Fine-tuning, {side}, {rate:g} times the recipe's rate"
+            ):
+                trained.append(_finetune(root, manifest, side, rate, encoder, encoder_seed=0))
+        with timed(f"evaluate_{side}", "Evaluating on held-out videos"):
+            accuracies, _ = stages.evaluate(manifest, trained)
+        top1[side] = {
+            rate: [a.top1 for a in each] for rate, each in zip(RATES, accuracies, strict=True)
+        }
+    best = {side: max(RATES, key=lambda r: sum(top1[side][r])) for side in top1}
+    others = []
+    for seed, encoder in list(zip(PRETRAINING_SEEDS, encoders, strict=True))[1:]:
+        with timed(f"pretrained_seed_{seed}", f"Fine-tuning encoder {seed} at the best rate"):
+            others.append(
+                _finetune(
+                    root, manifest, "pretrained", best["pretrained"], encoder, encoder_seed=seed
                 )
-        name = f"scratch_x{rate:g}"
-        with timed(name, f"From random weights at {rate:g} times the recipe's rate"):
-            scratch[rate] = [_finetune(root, manifest, "finetune_scratch.yaml", name, rate, None)]
-    with timed("evaluate", "Evaluating all of them on held-out videos"):
-        every = [t for side in (pretrained, scratch) for each in side.values() for t in each]
-        accuracies, _ = stages.evaluate(manifest, every)
-    top1 = iter([[a.top1 for a in each] for each in accuracies])
-    results = {
-        side: {rate: [next(top1) for _ in each] for rate, each in runs.items()}
-        for side, runs in (("pretrained", pretrained), ("scratch", scratch))
-    }
-    _tell(folder, results)
+            )
+    with timed("evaluate_seeds", "Evaluating on held-out videos"):
+        accuracies, _ = stages.evaluate(manifest, others)
+    seeds = [
+        top1["pretrained"][best["pretrained"]],
+        *([a.top1 for a in each] for each in accuracies),
+    ]
+    _tell(folder, top1, best, seeds)
 
 
 def _finetune(
-    root: Path, manifest: Path, recipe: str, name: str, rate: float, encoder: stages.Trained | None
+    root: Path,
+    manifest: Path,
+    side: str,
+    rate: float,
+    encoder: stages.Trained | None,
+    *,
+    encoder_seed: int,
 ) -> stages.Trained:
-    lr = stages.recipe_rate(recipe) * rate
-    overrides = [f"run.name={name}", f"labels.draws={DRAWS}", f"optim.lr={lr:g}"]
+    recipe = f"finetune_{side}.yaml"
+    name = f"{side}_{encoder_seed}_x{rate:g}" if encoder else f"{side}_x{rate:g}"
+    overrides = [
+        f"run.name={name}",
+        f"labels.draws={DRAWS}",
+        f"optim.lr={stages.recipe_rate(recipe) * rate:g}",
+    ]
     if encoder is not None:
-        overrides.append(config.setting("head.init", encoder.run.uri))
+        overrides.append(f"head.init={encoder.run.uri}")
     return stages.finetune_run(root, manifest, recipe, *overrides)
 
 
-def _tell(folder: Path, results: dict[str, dict[float, list[list[float]]]]) -> None:
-    lines, best = [], {}
-    for side, by_rate in results.items():
-        means = {
-            rate: stages.mean_and_error([v for draws in runs for v in draws])
-            for rate, runs in by_rate.items()
-        }
-        best[side] = max(means, key=lambda rate: means[rate][0])
-        for rate, (mean, error) in means.items():
+def _tell(
+    folder: Path,
+    top1: dict[str, dict[float, list[float]]],
+    best: dict[str, float],
+    seeds: Sequence[Sequence[float]],
+) -> None:
+    lines = []
+    for side, by_rate in top1.items():
+        for rate, values in by_rate.items():
+            mean, error = stages.mean_and_error([100 * value for value in values])
             mark = "best" if rate == best[side] else ""
-            lines.append((side, f"{rate:g}", f"{100 * mean:.1f}", f"{100 * error:.1f}", mark))
+            lines.append((f"{side}, x {rate:g}", f"{mean:.1f}", f"{error:.1f}", mark))
+    for seed, values in zip(PRETRAINING_SEEDS, seeds, strict=True):
+        mean, error = stages.mean_and_error([100 * value for value in values])
+        lines.append((f"pretrained, encoder {seed}", f"{mean:.1f}", f"{error:.1f}", ""))
     terminal.say("")
-    terminal.table(("side", "x rate", "top-1 %", "standard error", ""), lines)
-    gains = _gains(
-        results["pretrained"][best["pretrained"]], results["scratch"][best["scratch"]][0]
-    )
+    terminal.table(("side and rate", "top-1 %", "standard error", ""), lines)
+    # Draw by draw: both sides saw the same labels.
+    scratch = top1["scratch"][best["scratch"]]
+    gains = [100 * (p - s) for each in seeds for p, s in zip(each, scratch, strict=True)]
     mean, error = stages.mean_and_error(gains)
     terminal.say(
         f"\ngain at each side's best rate: {mean:+.1f} points, standard error {error:.1f}"
         f" ({len(gains)} pairs: {DRAWS} draws of labels, {len(PRETRAINING_SEEDS)} pretraining seeds)"
     )
-    content = {"results": {s: {str(r): v for r, v in each.items()} for s, each in results.items()}}
-    content |= {"best": best, "gain": mean, "standard_error": error, "gains": gains}
-    (folder / "study.json").write_text(json.dumps(content, indent=1) + "\n")
-    (folder / "report.json").write_text(json.dumps(content, indent=1) + "\n")
-
-
-def _gains(pretrained: Sequence[Sequence[float]], scratch: Sequence[float]) -> list[float]:
-    """Points gained, draw by draw: both sides saw the same labels."""
-    return [100 * (p - s) for draws in pretrained for p, s in zip(draws, scratch, strict=True)]
+    content = {
+        "top1": {side: {str(r): v for r, v in each.items()} for side, each in top1.items()},
+        "best": best,
+        "pretraining_seeds": [list(each) for each in seeds],
+        "gains": gains,
+        "gain": mean,
+        "standard_error": error,
+    }
+    for name in ("study.json", "report.json"):
+        (folder / name).write_text(json.dumps(content, indent=1) + "\n")
