@@ -73,7 +73,7 @@ def _finetune(
         f"optim.lr={stages.recipe_rate(recipe) * rate:g}",
     ]
     if encoder is not None:
-        overrides.append(f"head.init={encoder.run.uri}")
+        overrides.append(config.setting("head.init", encoder.run.uri))
     return stages.finetune_run(root, manifest, recipe, *overrides)
 
 
