@@ -18,7 +18,7 @@ from torch.distributed.checkpoint import FsspecReader, FsspecWriter
 
 from clips import storage
 from tubelet.optim import ShardedAdamW
-from tubelet.run_directory import Commit, RunDirectory, checkpoint_name
+from tubelet.run_directory import Commit, RunDirectory, checkpoint_name, parse_name
 
 
 @dataclass(frozen=True)
@@ -107,11 +107,25 @@ def state_of(model: nn.Module, optimizer: ShardedAdamW) -> dict[str, dict[str, T
     return {"model": {n: p.detach() for n, p in model.named_parameters()}, **optimizer.moments()}
 
 
-def prune(run: RunDirectory, *, keep: int, newest: Commit) -> list[str]:
-    """Delete the older checkpoints of the lineage beyond the last ``keep`` (at least two); returns their names."""
-    lineage = {f"-a{attempt.number:05d}" for attempt, _ in run.lineage()}
-    names = [n for n in run.committed() if n[15:] in lineage and n <= newest.name]
-    old = names[: -max(2, keep)]
+def prune(run: RunDirectory, *, keep: int) -> list[str]:
+    """Delete what nobody will resume from; returns the names of the deleted checkpoints.
+
+    These are the checkpoints of the lineage beyond the last ``keep`` (at least two), and whatever attempts before the
+    newest one left outside it: parts that were never committed, commits that came too late.
+    """
+    lineage = run.lineage()
+    last = {attempt.number: step for attempt, step in lineage}
+    newest = max(last, default=0)
+    committed = set(run.committed())
+    mine: list[str] = []
+    old: list[str] = []
+    for name in run.begun():
+        step, attempt = parse_name(name)
+        if name in committed and step <= last.get(attempt, -1):
+            mine.append(name)
+        elif attempt < newest:
+            old.append(name)
+    old += mine[: -max(2, keep)]
     for name in old:
         storage.remove(run.path("checkpoints", name, "commit.json"))  # first: no reader sees a part
         storage.remove(run.path("checkpoints", name))

@@ -13,6 +13,7 @@ Readers follow the lineage of the newest attempt, so that a stale worker's late 
 """
 
 import json
+import re
 import time
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -77,7 +78,7 @@ class Commit:
     audit: dict[str, dict[str, Any]]
     """The same for the audit files (names in ``audit/``) of the steps since the attempt's previous commit."""
     points: list[dict[str, Any]]
-    """Metrics of those steps, so that a controller's death leaves no hole in the curve."""
+    """Metrics of those steps, and of earlier ones that may not have reached the controller when the workers died."""
     version: int = FORMAT_VERSION
 
     @property
@@ -89,6 +90,16 @@ class Commit:
 def checkpoint_name(step: int, attempt: int) -> str:
     """Folder of a checkpoint: sorts by step, and tells attempts apart."""
     return f"step_{step:010d}-a{attempt:05d}"
+
+
+def parse_name(name: str) -> tuple[int, int]:
+    """Step and attempt of a checkpoint's folder."""
+    found = _NAME.fullmatch(name)
+    assert found, name
+    return int(found[1]), int(found[2])
+
+
+_NAME = re.compile(r"step_(\d{10})-a(\d{5})")
 
 
 class RunDirectory:
@@ -161,12 +172,19 @@ class RunDirectory:
                 return attempt
 
     def resume_point(self, newest: Attempt | None) -> Commit | None:
-        """The newest commit in the lineage of ``newest``: its own last one, else the one it started from."""
-        if newest is None:
-            return None
-        own = [n for n in self.committed() if n.endswith(f"-a{newest.number:05d}")]
-        name = max(own, default=newest.parent)
-        return self.commit(name) if name else None
+        """The newest commit in the lineage of ``newest``: its own last one, else one of those it descends from.
+
+        Going further back than its parent takes a checkpoint that somebody has removed, as damaged ones are to be.
+        """
+        names, before = self.committed(), None
+        while newest is not None:
+            own = [n for n in names if parse_name(n)[1] == newest.number]
+            own = [n for n in own if before is None or n <= before]
+            if own:
+                return self.commit(max(own))
+            before = newest.parent
+            newest = self.attempt(parse_name(before)[1]) if before else None
+        return None
 
     def lineage(self) -> list[tuple[Attempt, int]]:
         """The attempts that the run's current state descends from, each with the step up to which it counts."""
@@ -178,19 +196,22 @@ class RunDirectory:
         out: list[tuple[Attempt, int]] = []
         name = tip.name if tip else None
         while name:
-            step, number = int(name[5:15]), int(name[-5:])
+            step, number = parse_name(name)
             out.insert(0, (attempts[number], step))
             name = attempts[number].parent
         return out
 
     # --- checkpoints -----------------------------------------------------------------------------
 
+    def begun(self) -> list[str]:
+        """Names of all checkpoint folders, complete or not, oldest step first."""
+        return [n for n in storage.list_names(self.path("checkpoints")) if _NAME.fullmatch(n)]
+
     def committed(self) -> list[str]:
         """Names of the checkpoints that exist for readers, oldest step first."""
-        names = storage.list_names(self.path("checkpoints"))
-        return sorted(
-            n for n in names if storage.exists(self.path("checkpoints", n, "commit.json"))
-        )
+        return [
+            n for n in self.begun() if storage.exists(self.path("checkpoints", n, "commit.json"))
+        ]
 
     def commit(self, name: str) -> Commit:
         """What a committed checkpoint holds.

@@ -22,6 +22,7 @@ from tubelet.optim import OptimConfig
 from tubelet.recipes import Pretrain
 from tubelet.run_directory import RunConfig, RunDirectory
 from tubelet.schedules import ScheduleConfig
+from tubelet.session import Outcome
 from tubelet.timetable import TrackConfig
 from videomae import MaskConfig, ModelConfig
 from workers import run_group
@@ -110,7 +111,7 @@ def test_sharded_training_is_the_plain_loop_at_every_step(
     run = start(tmp_path / "run", world_size)
     recipe, _, _, items, series = known[name]
     results = run_group(world_size, train_rank, recipe, run.uri, items)
-    assert {(r["kind"], r["step"]) for r in results} == {("finished", 100)}
+    assert {r["outcome"] for r in results} == {Outcome("finished", 100)}
     assert not any(r["points"] for r in results[1:]), "only rank 0 speaks"
     assert_same_series(series_of(results[0]["points"]), series)
 
@@ -124,7 +125,9 @@ def test_leaving_and_coming_back_in_other_numbers_is_the_plain_loop_at_every_ste
     for world_size, last in ((2, 37), (3, 71), (1, None)):
         start(tmp_path / "run", world_size)
         results = run_group(world_size, train_rank, recipe, run.uri, items, last)
-        assert {r["kind"] for r in results} == {"stopped" if last else "finished"}
+        assert {r["outcome"] for r in results} == {
+            Outcome("stopped", last) if last else Outcome("finished", 100)
+        }
         points += results[0]["points"]
     assert_same_series(series_of(points), series)
     assert [(a.world_size, a.step) for a in run.attempts()] == [(2, 0), (3, 37), (1, 71)]

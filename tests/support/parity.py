@@ -2,6 +2,7 @@
 
 import pickle
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ from torch.distributed.device_mesh import init_device_mesh
 
 from tubelet.feed import Feed
 from tubelet.items import Batch, decode_item
-from tubelet.loops import pretrain
+from tubelet.loops import plans, pretrain
+from tubelet.loops.optimise import Worker
 from tubelet.recipes import Pretrain
 from tubelet.run_directory import RunDirectory
 from tubelet.session import Session
@@ -30,7 +32,13 @@ def decode_stream(recipe: Pretrain, path: Path) -> Path:
 
 
 def train_rank(
-    recipe: Pretrain, run_uri: str, items: Path, stop_after: int | None = None
+    recipe: Pretrain,
+    run_uri: str,
+    items: Path,
+    stop_after: int | None = None,
+    *,
+    die_after: int | None = None,
+    report_every_s: float = 2.0,
 ) -> dict[str, Any]:
     """Run the loop from the run directory's newest attempt on; the group is its worker group.
 
@@ -39,9 +47,11 @@ def train_rank(
         run_uri: its directory; an attempt of this world size has begun there.
         items: from ``decode_stream``.
         stop_after: ask the loop to leave once it has done so many steps.
+        die_after: end it by an exception instead.
+        report_every_s: time between two reports.
 
     Returns:
-        How it ended, and rank 0's points.
+        How it ended, this rank's points, and their numbers report by report.
     """
     job = pretrain.job(recipe)
     run, plan = RunDirectory(run_uri), job.plan
@@ -49,7 +59,7 @@ def train_rank(
     assert attempt is not None
     rank, world_size = dist.get_rank(), dist.get_world_size()
     assert attempt.world_size == world_size
-    points: list[dict[str, Any]] = []
+    reports: list[list[dict[str, Any]]] = []
     feed = Feed(
         plan,
         _mine(items, plan.timetable.first_item(attempt.step) + rank, world_size, attempt.number),
@@ -66,11 +76,20 @@ def train_rank(
         feed=feed,
         mesh=init_device_mesh("cpu", (world_size,)),
         device=torch.device("cpu"),
-        report=points.extend,
-        stop_requested=_After(attempt.step, stop_after) if rank == 0 else lambda: False,
+        report=lambda points: reports.append(list(points)),
+        stop_requested=_After(attempt.step, stop_after, die_after) if rank == 0 else lambda: False,
     )
-    outcome = job.loop(recipe, plan, session)
-    return {"kind": outcome.kind, "step": outcome.step, "points": points}
+    steps = replace(plans.step_plan(recipe, plan), report_every_s=report_every_s)
+    task = pretrain.Reconstructing(recipe, plan, session)
+    try:
+        outcome = Worker(task=task, plan=steps, session=session).train()
+    except _Died:
+        outcome = None
+    return {
+        "outcome": outcome,
+        "points": [point for report in reports for point in report],
+        "reports": [[point["step"] for point in report] for report in reports],
+    }
 
 
 def _mine(items: Path, first: int, world_size: int, attempt: int) -> Iterator[Batch]:
@@ -79,12 +98,18 @@ def _mine(items: Path, first: int, world_size: int, attempt: int) -> Iterator[Ba
         yield {**batch, "attempt": np.full_like(batch["attempt"], attempt)}
 
 
-class _After:
-    """Rank 0 asks once a step; the answer turns to yes at the end of a given one."""
+class _Died(Exception):
+    pass
 
-    def __init__(self, step: int, last: int | None) -> None:
-        self._step, self._last = step, last
+
+class _After:
+    """Rank 0 asks before each step, once; the answer turns to yes, or to an end, with a given one."""
+
+    def __init__(self, step: int, stop: int | None, die: int | None) -> None:
+        self._step, self._stop, self._die = step, stop, die
 
     def __call__(self) -> bool:
+        if self._step == self._die:
+            raise _Died
         self._step += 1
-        return self._step == self._last
+        return self._step == self._stop

@@ -11,6 +11,7 @@ import tempfile
 import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection, wait
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +23,17 @@ _PRELOAD = ["torch", "torch._dynamo", "torch.distributed.fsdp", "tubelet.loops.p
 _TIMEOUT_S = 240.0
 
 
-def run_group(world_size: int, function: Callable[..., Any], *arguments: Any) -> list[Any]:
-    """Call ``function(*arguments)`` on every rank of a new gloo group; returns the ranks' results.
+def run_group(
+    world_size: int, function: Callable[..., Any], *arguments: Any, **options: Any
+) -> list[Any]:
+    """Call ``function(*arguments, **options)`` on every rank of a new gloo group; returns the ranks' results.
 
     Raises:
         AssertionError: a rank failed (its traceback is the message), or the group is stuck.
     """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(_PRELOAD)
+    context = forkserver()
     with tempfile.TemporaryDirectory(prefix="gloo") as folder:
-        task = pickle.dumps((function, arguments))
+        task = pickle.dumps((function, arguments, options))
         pipes = [context.Pipe(duplex=False) for _ in range(world_size)]
         processes = [
             context.Process(
@@ -51,6 +53,13 @@ def run_group(world_size: int, function: Callable[..., Any], *arguments: Any) ->
                     process.kill()
                     process.join()
                 ours.close()
+
+
+def forkserver() -> ForkServerContext:
+    """Where every test should get its processes from: the first to start the server decides what it has imported."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(_PRELOAD)
+    return context
 
 
 def _collect(pipes: list[Connection]) -> list[Any]:
@@ -73,14 +82,14 @@ def _collect(pipes: list[Connection]) -> list[Any]:
 def _rank(rank: int, world_size: int, folder: str, task: bytes, pipe: Connection) -> None:
     torch.set_num_threads(1)
     try:
-        function, arguments = pickle.loads(task)
+        function, arguments, options = pickle.loads(task)
         dist.init_process_group(
             "gloo",
             init_method=f"file://{Path(folder) / 'store'}",
             rank=rank,
             world_size=world_size,
         )
-        answer = (True, function(*arguments))
+        answer = (True, function(*arguments, **options))
         dist.barrier()  # nobody leaves while another still needs it
         dist.destroy_process_group()
     except BaseException:

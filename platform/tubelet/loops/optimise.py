@@ -9,6 +9,7 @@ to report, save or stop), which is also where all ranks agree on what happens ne
 """
 
 import time
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -25,6 +26,8 @@ from tubelet.optim import OptimConfig, ShardedAdamW, clip_scale
 from tubelet.schedules import cosine, effective_lr
 from tubelet.session import Outcome, Session
 from tubelet.timetable import Timetable
+
+_REPORTS_IN_FLIGHT = 2
 
 
 class Task(Protocol):
@@ -86,8 +89,9 @@ class Worker:
         self._bfloat16 = plan.optim.precision == "bfloat16" or (
             plan.optim.precision == "auto" and self._device.type == "cuda"
         )
-        self._unreported: list[dict[str, Any]] = []
-        self._uncommitted: list[dict[str, Any]] = []
+        self._points: list[dict[str, Any]] = []  # what may still be lost: see _report
+        self._committed = session.attempt.step
+        self._reported = deque([session.attempt.step], maxlen=1 + _REPORTS_IN_FLIGHT)
 
     def train(self) -> Outcome:
         """Run from the attempt's step to the end of the run, or until asked to stop."""
@@ -103,6 +107,7 @@ class Worker:
             wishes = self._wishes(step + 1, saved_at=saved_at, reported_at=reported_at)
             result = self._step(model, optimizer, step, wishes)
             if not result.finite:
+                self._report(step)
                 return Outcome(
                     "diverged", step, f"the loss or its gradient is not finite at step {step + 1}"
                 )
@@ -123,8 +128,8 @@ class Worker:
                     step,
                     {"data/clips_per_s": clips / elapsed, "data/wait": self._feed.wait_s / elapsed},
                 )
-                self._session.report(self._unreported)
-                self._unreported, clips, self._feed.wait_s = [], 0, 0.0
+                self._report(step)
+                clips, self._feed.wait_s = 0, 0.0
                 started = reported_at = time.monotonic()
             if result.stop and not last:
                 return Outcome("stopped", step)
@@ -236,28 +241,41 @@ class Worker:
         dist.barrier()
 
     def _save(self, model: nn.Module, optimizer: ShardedAdamW, step: int) -> None:
-        commit = checkpoint.save(
+        checkpoint.save(
             self._run,
             model=model,
             optimizer=optimizer,
             step=step,
             attempt=self._attempt.number,
             audit=self._audit.flush(),
-            points=self._uncommitted,
+            points=self._points,
         )
-        self._uncommitted = []
+        self._committed = step
+        self._forget()
         if self._rank == 0:
-            checkpoint.prune(self._run, keep=self._plan.checkpoint.keep, newest=commit)
+            checkpoint.prune(self._run, keep=self._plan.checkpoint.keep)
 
     def _note(self, step: int, metrics: dict[str, float]) -> None:
         """Keep a point for the next report and the next commit (rank 0)."""
         if self._rank or not metrics:
             return
-        for points in (self._unreported, self._uncommitted):
-            if points and points[-1]["step"] == step:
-                points[-1] = {"step": step, "metrics": points[-1]["metrics"] | metrics}
-            else:
-                points.append({"step": step, "metrics": metrics})
+        if self._points and self._points[-1]["step"] == step:
+            metrics = self._points.pop()["metrics"] | metrics
+        self._points.append({"step": step, "metrics": metrics})
+
+    def _report(self, step: int) -> None:
+        """Hand over what was noted since the last report.
+
+        A report is read some time after the call has returned, and lost with the workers until then: it is certain
+        once two later ones went through. So commits carry the points of the last two as well.
+        """
+        self._session.report([p for p in self._points if p["step"] > self._reported[-1]])
+        self._reported.append(step)
+        self._forget()
+
+    def _forget(self) -> None:
+        certain = min(self._committed, self._reported[0])
+        self._points = [p for p in self._points if p["step"] > certain]
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,99 @@
+"""Saving, damaging and loading checkpoints of a small model: what ranks run in tests."""
+
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+
+from optimising import small_model, update, whole
+from tubelet import checkpoint, sharding
+from tubelet.checkpoint import DamagedCheckpointError
+from tubelet.optim import OptimConfig, ShardedAdamW
+from tubelet.run_directory import RunDirectory
+
+
+def _sharded() -> tuple[Any, ShardedAdamW]:
+    model = small_model()
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    sharding.shard(model, blocks=[], mesh=mesh, bfloat16=False)
+    return model, ShardedAdamW(model, config=OptimConfig())
+
+
+def _contents(model: Any, optimizer: ShardedAdamW) -> dict[str, Any]:
+    moments = optimizer.moments()
+    return {
+        "weights": whole(dict(model.named_parameters())),
+        **{name: whole(tensors) for name, tensors in moments.items()},
+    }
+
+
+def save_small(uri: str, step: int) -> dict[str, Any]:
+    """Train a few steps and save as attempt 1; returns what the checkpoint must hold."""
+    model, optimizer = _sharded()
+    for number in range(3):
+        update(model, optimizer, number, None)
+    commit = checkpoint.save(
+        RunDirectory(uri),
+        model=model,
+        optimizer=optimizer,
+        step=step,
+        attempt=1,
+        audit={f"rank-{dist.get_rank()}": {"size": dist.get_rank(), "sha256": ""}},
+        points=[{"step": step, "metrics": {"train/loss": 1.0}}] if dist.get_rank() == 0 else [],
+    )
+    return {"commit": commit.name, **_contents(model, optimizer)}
+
+
+def load_small(uri: str, name: str) -> dict[str, Any] | str:
+    """Load into a model of other weights; returns what it then holds, or the error."""
+    model, optimizer = _sharded()
+    for number in range(7, 9):
+        update(model, optimizer, number, None)
+    try:
+        checkpoint.load(RunDirectory(uri), name, model=model, optimizer=optimizer)
+    except DamagedCheckpointError as error:
+        return f"DamagedCheckpointError: {error}"
+    return _contents(model, optimizer)
+
+
+class _Bomb:
+    """Writes a file when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self._path,)
+
+
+def _flipped_byte(folder: Path) -> str:
+    content = bytearray((folder / "__0_0.distcp").read_bytes())
+    content[len(content) // 2] ^= 1
+    (folder / "__0_0.distcp").write_bytes(content)
+    return "__0_0.distcp"
+
+
+def _cut_off(folder: Path) -> str:
+    (folder / "__0_0.distcp").write_bytes((folder / "__0_0.distcp").read_bytes()[:-1])
+    return "__0_0.distcp"
+
+
+def _missing(folder: Path) -> str:
+    (folder / "__0_0.distcp").unlink()
+    return "__0_0.distcp"
+
+
+def _foreign_pickle(folder: Path) -> str:
+    (folder / ".metadata").write_bytes(pickle.dumps(_Bomb(folder.parents[2] / "exploded")))
+    return ".metadata"
+
+
+DAMAGE: dict[str, Callable[[Path], str]] = {
+    "a flipped byte": _flipped_byte,
+    "a byte less": _cut_off,
+    "a missing file": _missing,
+    "a pickle of somebody else": _foreign_pickle,
+}

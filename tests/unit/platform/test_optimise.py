@@ -1,0 +1,157 @@
+"""What the loop leaves behind: points in reports and commits, checkpoints, exports; and what an explosion does to it."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+
+from clips import ClipConfig
+from motion import motion_manifest
+from parity import decode_stream, train_rank
+from tubelet.checkpoint import CheckpointConfig
+from tubelet.items import BatchConfig, DataConfig
+from tubelet.optim import OptimConfig
+from tubelet.recipes import Pretrain
+from tubelet.run_directory import RunConfig, RunDirectory, checkpoint_name
+from tubelet.schedules import ScheduleConfig
+from tubelet.session import Outcome
+from tubelet.timetable import TrackConfig
+from videomae import MaskConfig, ModelConfig, load_export
+from workers import run_group
+
+
+class Small(NamedTuple):
+    recipe: Pretrain
+    items: Path
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Small:
+    """Twenty steps of two units, with an evaluation after every eighth."""
+    folder = tmp_path_factory.mktemp("optimise")
+    manifest = motion_manifest(folder / "videos", training=20, held_out=3)
+    recipe = Pretrain(
+        run=RunConfig(name="small", seed=1),
+        model=ModelConfig(preset="tiny", frames=2, image_size=16, depth=1, decoder_depth=1),
+        mask=MaskConfig(ratio=0.75),
+        data=DataConfig(manifest=manifest.uri or "", clip=ClipConfig(stride=1)),
+        batch=BatchConfig(size=4, micro=2),
+        optim=OptimConfig(lr=0.01, min_lr=0.0),
+        schedule=ScheduleConfig(epochs=4, warmup_epochs=0),
+        track=TrackConfig(evaluate_every=8, pictures=False),
+    )
+    return Small(recipe, decode_stream(recipe, folder / "items.pickle"))
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunDirectory:
+    return RunDirectory(str(tmp_path / "run"))
+
+
+def train(
+    small: Small, run: RunDirectory, *, save_every: int | None = None, **options: Any
+) -> dict[str, Any]:
+    """Begin an attempt of one worker and run it."""
+    run.begin_attempt(ray_run="ray", world_size=1)
+    recipe = replace(small.recipe, checkpoint=CheckpointConfig(every_steps=save_every))
+    return run_group(1, train_rank, recipe, run.uri, small.items, **options)[0]
+
+
+def steps_of(run: RunDirectory, step: int, attempt: int) -> list[int]:
+    return [p["step"] for p in run.commit(checkpoint_name(step, attempt)).points]
+
+
+def test_each_step_is_reported_once_with_evaluations_at_their_steps(
+    small: Small, run: RunDirectory
+) -> None:
+    done = train(small, run, report_every_s=0.0)
+    assert done["outcome"] == Outcome("finished", 20)
+    assert done["reports"] == [[step] for step in range(1, 21)]
+    evaluated = [p["step"] for p in done["points"] if "eval/loss" in p["metrics"]]
+    assert evaluated == [8, 16, 20]
+    assert set(done["points"][0]["metrics"]) == {
+        "train/loss",
+        "train/grad_norm",
+        "train/lr",
+        "train/weight_decay",
+        "data/valid_clips",
+        "data/clips_per_s",
+        "data/wait",
+    }
+
+
+def test_a_commit_carries_all_that_was_never_reported(small: Small, run: RunDirectory) -> None:
+    """Checkpoints may come faster than reports: the newest alone must close the gap after a death."""
+    died = train(small, run, save_every=2, die_after=9, report_every_s=1e6)
+    assert (died["outcome"], died["reports"]) == (None, [])
+    assert run.committed()[-1] == checkpoint_name(8, 1)
+    assert steps_of(run, 8, 1) == list(range(1, 9))
+
+
+def test_a_commit_carries_the_last_two_reports_which_may_be_lost_with_the_workers(
+    small: Small, run: RunDirectory
+) -> None:
+    train(small, run, save_every=1, die_after=9, report_every_s=0.0)
+    assert steps_of(run, 9, 1) == [7, 8, 9]
+    assert steps_of(run, 8, 1) == [6, 7, 8]
+
+
+def test_a_commit_carries_everything_since_the_one_before(small: Small, run: RunDirectory) -> None:
+    """So that a driver on another machine, without the spool, has what the store has not."""
+    train(small, run, save_every=6, die_after=13, report_every_s=0.0)
+    assert steps_of(run, 12, 1) == [*range(7, 13)]
+
+
+@pytest.mark.parametrize("report_every_s", [0.0, 1e6])
+@pytest.mark.parametrize("save_every", [1, 3, 7])
+def test_reports_and_the_parents_commit_leave_no_hole_in_the_curve(
+    small: Small, run: RunDirectory, save_every: int, report_every_s: float
+) -> None:
+    """Even when the last two reports before a death went unread."""
+    died = train(small, run, save_every=save_every, die_after=11, report_every_s=report_every_s)
+    known = {step for report in died["reports"][:-2] for step in report}
+    parent = run.resume_point(run.newest_attempt())
+    assert parent is not None
+    known |= {p["step"] for p in parent.points}
+    again = train(small, run, save_every=save_every, report_every_s=report_every_s)
+    known |= {p["step"] for p in again["points"]}
+    assert known == set(range(1, 21))
+
+
+def test_a_run_that_died_resumes_with_the_numbers_it_would_have_had(
+    small: Small, run: RunDirectory, tmp_path: Path
+) -> None:
+    whole = train(small, RunDirectory(str(tmp_path / "whole")))
+    train(small, run, save_every=4, die_after=11)
+    resumed = train(small, run)
+    assert [p["step"] for p in resumed["points"]] == list(range(9, 21))
+    for ours, expected in zip(resumed["points"], whole["points"][8:], strict=True):
+        for name in ("train/loss", "train/grad_norm", "train/lr", "data/valid_clips"):
+            assert ours["metrics"][name] == expected["metrics"][name], name
+    ours, expected = (load_export(Path(f) / "export") for f in (run.uri, tmp_path / "whole"))
+    assert ours.state_dict.keys() == expected.state_dict.keys()
+    for name, tensor in expected.state_dict.items():
+        assert torch.equal(ours.state_dict[name], tensor), name
+
+
+def test_coming_back_to_a_run_that_is_done_does_nothing_more(
+    small: Small, run: RunDirectory
+) -> None:
+    train(small, run)
+    again = train(small, run)
+    assert (again["outcome"], again["points"]) == (Outcome("finished", 20), [])
+
+
+def test_a_loss_that_explodes_ends_the_run_with_its_curve_and_its_last_good_checkpoint(
+    small: Small, run: RunDirectory
+) -> None:
+    wild = replace(small.recipe, optim=OptimConfig(lr=1e30, min_lr=0.0))
+    done = train(small._replace(recipe=wild), run, save_every=1)
+    outcome = done["outcome"]
+    assert outcome.kind == "diverged"
+    assert 1 <= outcome.step < 20
+    assert outcome.message == (f"the loss or its gradient is not finite at step {outcome.step + 1}")
+    assert [p["step"] for p in done["points"]] == list(range(1, outcome.step + 1))
+    assert run.committed()[-1] == checkpoint_name(outcome.step, 1)
