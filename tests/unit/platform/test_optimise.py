@@ -1,4 +1,4 @@
-"""What the loop leaves behind: points in reports and commits, checkpoints, exports; and what an explosion does to it."""
+"""What the loop leaves behind: points in reports and commits, checkpoints, exports; what an explosion does to it."""
 
 from dataclasses import replace
 from pathlib import Path
