@@ -94,9 +94,7 @@ def _tell(
         lines.append((f"pretrained, encoder {seed}", f"{mean:.1f}", f"{error:.1f}", ""))
     terminal.say("")
     terminal.table(("side and rate", "top-1 %", "standard error", ""), lines)
-    # Draw by draw: both sides saw the same labels.
-    scratch = top1["scratch"][best["scratch"]]
-    gains = [100 * (p - s) for each in seeds for p, s in zip(each, scratch, strict=True)]
+    gains = _gains(seeds, top1["scratch"][best["scratch"]])
     mean, error = stages.mean_and_error(gains)
     terminal.say(
         f"\ngain at each side's best rate: {mean:+.1f} points, standard error {error:.1f}"
@@ -112,3 +110,8 @@ def _tell(
     }
     for name in ("study.json", "report.json"):
         (folder / name).write_text(json.dumps(content, indent=1) + "\n")
+
+
+def _gains(pretrained: Sequence[Sequence[float]], scratch: Sequence[float]) -> list[float]:
+    """Points gained, draw by draw: both sides saw the same labels."""
+    return [100 * (p - s) for draws in pretrained for p, s in zip(draws, scratch, strict=True)]
