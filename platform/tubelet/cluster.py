@@ -27,6 +27,7 @@ _EVERYWHERE = {
     "AWS_RESPONSE_CHECKSUM_VALIDATION": "when_required",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "MALLOC_ARENA_MAX": "2",  # Ray's processes have 30 threads each; glibc would keep an arena for each
     "PYTHONWARNINGS": "ignore",  # of libraries, in processes whose output only goes to a log
 }
 _DRIVER_ONLY = {

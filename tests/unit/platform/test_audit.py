@@ -1,0 +1,108 @@
+"""The audit finds what is lost and what is repeated."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tubelet import audit
+from tubelet.audit import AuditReport, AuditTrail
+from tubelet.feed import Unit
+from tubelet.ledger import Ledger
+from tubelet.run_directory import Commit, RunDirectory
+
+LEDGER = Ledger(rows=10, epochs=2, batch=8, micro_batch=4, seed=0)  # 3 steps, the last half empty
+
+
+def unit_of(number: int, *, reason: str = "") -> Unit:
+    visits = LEDGER.unit(number)
+    count = len(visits.position)
+    valid = visits.valid.copy()
+    reasons = np.full(count, "", dtype=object)
+    if reason:
+        valid[0], reasons[0] = False, reason
+    nothing = np.zeros(count, np.int64)
+    return Unit(
+        number=number,
+        frames_BTHWC=torch.zeros(count, 1, 1, 1, 3),
+        valid_B=torch.ones(count),
+        label_B=torch.zeros(count),
+        source={
+            "position": visits.position,
+            "epoch": visits.epoch,
+            "row": visits.index,
+            "visit": nothing,
+            "copy": nothing,
+            "valid": valid,
+            "reason": reasons,
+        },
+    )
+
+
+def trained(
+    folder: Path, *, leave_out: int | None = None, twice: int | None = None, reason: str = ""
+) -> AuditReport:
+    """An attempt that trained all steps, with one unit left out or given twice; then its verdict."""
+    run = RunDirectory(str(folder / "run"))
+    attempt = run.begin_attempt(ray_run="r", world_size=1)
+    trail = AuditTrail(run, attempt=attempt.number, rank=0)
+    for number in range(LEDGER.steps * LEDGER.units_per_step):
+        for _ in range(2 if number == twice else int(number != leave_out)):
+            trail.add(
+                number // LEDGER.units_per_step,
+                unit_of(number, reason=reason if number == 1 else ""),
+            )
+    commit = Commit(LEDGER.steps, attempt.number, 1, {}, trail.flush(), [])
+    run.write_json(vars(commit), "checkpoints", commit.name, "commit.json")
+    return audit.verify(run, ledger=LEDGER, copies=1)
+
+
+def test_a_whole_run_is_exact_and_padding_is_not_counted(tmp_path: Path) -> None:
+    report = trained(tmp_path)
+    assert report.exact
+    assert (report.step, report.expected, report.consumed) == (3, 20, 20)
+    assert (
+        report.summary()
+        == "3 steps, 20 of 20 positions consumed, 0 lost, 0 repeated, 0 clips undecodable"
+    )
+
+
+def test_a_lost_unit_is_found_by_its_positions(tmp_path: Path) -> None:
+    report = trained(tmp_path, leave_out=2)
+    assert not report.exact
+    assert report.lost == [8, 9, 10, 11]
+
+
+def test_a_repeated_unit_is_found_by_its_positions(tmp_path: Path) -> None:
+    report = trained(tmp_path, twice=3)
+    assert not report.exact
+    assert report.repeated == [12, 13, 14, 15]
+
+
+def test_an_undecodable_clip_is_consumed_and_named(tmp_path: Path) -> None:
+    report = trained(tmp_path, reason="x.mp4: corrupt: no frames")
+    assert report.exact
+    assert report.bad == ["x.mp4: corrupt: no frames"]
+
+
+def test_steps_beyond_the_newest_checkpoint_do_not_count(tmp_path: Path) -> None:
+    run = RunDirectory(str(tmp_path / "run"))
+    attempt = run.begin_attempt(ray_run="r", world_size=1)
+    trail = AuditTrail(run, attempt=attempt.number, rank=0)
+    trail.add(0, unit_of(0))
+    trail.add(0, unit_of(1))
+    commit = Commit(1, attempt.number, 1, {}, trail.flush(), [])
+    run.write_json(vars(commit), "checkpoints", commit.name, "commit.json")
+    trail.add(1, unit_of(2))
+    trail.flush()  # written, and never committed
+    report = audit.verify(run, ledger=LEDGER, copies=1)
+    assert report.exact
+    assert (report.step, report.expected) == (1, 8)
+
+
+@pytest.mark.parametrize("dummy", [Unit(0, torch.zeros(1), torch.zeros(1), torch.zeros(1))])
+def test_dummies_leave_no_trace(tmp_path: Path, dummy: Unit) -> None:
+    trail = AuditTrail(RunDirectory(str(tmp_path / "run")), attempt=1, rank=0)
+    trail.add(0, dummy)
+    assert trail.flush() == {}
