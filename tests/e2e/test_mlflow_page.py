@@ -1,26 +1,22 @@
-"""MLflow's own page, in a real browser, over a store that tubelet wrote.
+"""MLflow's own page, in a real browser, over the store that real jobs left.
 
-`storage` makes a store of two short runs; everything the test looks for is read from that store, so
-it can be any folder that `make demo` or a training run left as `run.storage`.
+Everything the test looks for is read from that store, so `storage` can be any folder that `make demo`
+or a training run left as `run.storage`.
 """
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import pytest
-import torch
 from matplotlib import image
 from mlflow import MlflowClient
 from mlflow.entities import Run
-from playwright.sync_api import Page, expect, sync_playwright
+from playwright.sync_api import Page, ViewportSize, expect, sync_playwright
 
-import videomae
-from clips.synthetic import CLASSES
 from mlflow_server import MlflowServer
-from tubelet import registry, tracking, visualize
-from tubelet.spool import MetricSpool
+from tubelet import tracking
+from whole_path import WholePath
 
 # MLflow's own use of SQLAlchemy and pandas.
 pytestmark = [
@@ -31,6 +27,7 @@ pytestmark = [
 ROOT = Path(__file__).resolve().parents[2]
 SCREENSHOTS = ROOT / "build" / "mlflow_page"
 PATIENCE_MS = 60_000
+VIEWPORT: ViewportSize = {"width": 1400, "height": 1000}
 BROWSER_OPTIONS = [
     "--no-sandbox",
     "--disable-gpu",
@@ -43,72 +40,9 @@ BROWSER_OPTIONS = [
 
 
 @pytest.fixture(scope="module")
-def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A pretraining run with curves and pictures, and a registered classifier."""
-    storage = tmp_path_factory.mktemp("storage")
-    uri = tracking.resolve_uri(str(storage))
-    pretrained = logical_run(uri, storage, job="pretrain", name="page-pretrain")
-    pictures = storage / "pictures"
-    pictures.mkdir()
-    draw(pictures)
-    assert tracking.log_artifacts(uri, run_id=pretrained, folder=pictures, path="pictures")
-    assert tracking.finish_run(uri, run_id=pretrained, status="FINISHED")
-
-    finetuned = logical_run(uri, storage, job="finetune", name="page-finetune")
-    config = videomae.ModelConfig(preset="tiny", frames=8, image_size=32, patch_size=8)
-    weights = videomae.build_classifier(config, num_classes=len(CLASSES)).state_dict()
-    videomae.save_export(storage / "export", weights, config, class_names=CLASSES)
-    registry.register(
-        storage / "export",
-        uri=uri,
-        name="page-motion",
-        alias="champion",
-        run_id=finetuned,
-        card=registry.Card(
-            metrics={"eval/top1": 0.875}, manifest="m" * 64, recipe="run: {}\n", lineage=pretrained
-        ),
-        stride=2,
-    )
-    assert tracking.finish_run(uri, run_id=finetuned, status="FINISHED")
-    return storage
-
-
-def logical_run(uri: str, storage: Path, *, job: str, name: str) -> str:
-    run_id = tracking.start_run(
-        uri,
-        storage=str(storage),
-        job=job,
-        name=name,
-        parameters={"optim.lr": 1e-3, "batch.size": 32},
-        recipe=f"run: {{name: {name}}}\n",
-        attempt=1,
-        manifest="m" * 64,
-        revision="abc123",
-    )
-    spool = MetricSpool(uri, run_id, storage / name / "spool")
-    for step in range(1, 101):
-        metrics = {"train/loss": 0.4 + 0.6 * np.exp(-step / 30), "train/lr": 1e-3 * step / 100}
-        spool.append([{"step": step, "metrics": metrics}])
-    assert spool.close(timeout=60)
-    return run_id
-
-
-def draw(folder: Path) -> None:
-    config = videomae.ModelConfig(preset="tiny", frames=8, image_size=32, patch_size=8)
-    random = np.random.default_rng(0)
-    frames = torch.from_numpy(random.integers(0, 256, (2, 8, 32, 32, 3), dtype=np.uint8))
-    mask = videomae.make_masks(videomae.MaskConfig(ratio=0.75), config.grid, [1, 2])
-    with torch.no_grad():
-        model = videomae.build_pretraining(config)
-        panels = visualize.compose(frames, mask, model(videomae.normalise(frames), mask), config)
-    title, clip_titles = "page-pretrain   step 100", ["one.mp4", "two.mp4"]
-    losses = [(step, 0.4 + 0.6 * float(np.exp(-step / 30))) for step in range(1, 101)]
-    curve = visualize.loss_curve(title=title, loss_name="masked loss", train=losses)
-    grid = visualize.reconstruction_grid(panels, title=title, clip_titles=clip_titles)
-    film = visualize.reconstruction_video(panels, title=title, clip_titles=clip_titles, fps=8)
-    (folder / "loss.png").write_bytes(curve)
-    (folder / "reconstruction.png").write_bytes(grid)
-    (folder / "reconstruction.mp4").write_bytes(film)
+def storage(whole_path: WholePath) -> Path:
+    """The `run.storage` of a pretraining, a fine-tuning and an evaluation run, with a registered model."""
+    return whole_path.folder / "runs"
 
 
 class Store(NamedTuple):
@@ -126,15 +60,19 @@ class Store(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def store(storage: Path) -> Store:
-    client = MlflowClient(tracking.resolve_uri(str(storage)))
+def client(storage: Path) -> MlflowClient:
+    return MlflowClient(tracking.resolve_uri(str(storage)))
+
+
+@pytest.fixture(scope="module")
+def store(client: MlflowClient) -> Store:
     experiments = [e for e in client.search_experiments() if e.name.startswith("tubelet/")]
     runs = client.search_runs([experiment.experiment_id for experiment in experiments])
     pictures = {
         run.info.run_id: [file.path for file in client.list_artifacts(run.info.run_id, "pictures")]
         for run in runs
     }
-    run = next(run for run in runs if pictures[run.info.run_id])
+    run = next(run for run in runs if any(p.endswith(".mp4") for p in pictures[run.info.run_id]))
     (model,) = client.search_registered_models()
     alias, number = next(iter(model.aliases.items()))
     version = client.get_model_version_by_alias(model.name, alias)
@@ -167,7 +105,7 @@ def page(address: str, require: Callable[[str], str]) -> Iterator[Page]:
         browser = playwright.chromium.launch(
             executable_path=require("chromium"), args=BROWSER_OPTIONS
         )
-        page = browser.new_page(viewport={"width": 1400, "height": 1000}, base_url=address)
+        page = browser.new_page(viewport=VIEWPORT, base_url=address)
         page.set_default_timeout(PATIENCE_MS)
         expect.set_options(timeout=PATIENCE_MS)
         elsewhere: list[str] = []
@@ -198,15 +136,20 @@ def test_the_page_shows_the_run(page: Page, store: Store) -> None:
     page.screenshot(path=SCREENSHOTS / "run.png")
 
 
-def test_the_page_draws_the_curves(page: Page, store: Store) -> None:
+def test_the_page_draws_the_curves(page: Page, store: Store, client: MlflowClient) -> None:
     open_run(page, store)
+    page.set_viewport_size({"width": 1400, "height": 3000})  # charts out of sight are not drawn
     page.get_by_role("tab", name="Model metrics").click()
-    legend = f"{store.run.info.run_name} (train/loss)"
-    expect(page.get_by_text(legend)).to_be_visible()
-    curve = page.locator("path.js-line").first
-    curve.wait_for()
-    assert len((curve.get_attribute("d") or "").split("L")) > 10
+    for metric in ("train/loss", "eval/loss"):
+        legend = page.get_by_text(f"{store.run.info.run_name} ({metric})", exact=True)
+        expect(legend).to_be_visible()
+        steps = {point.step for point in client.get_metric_history(store.run.info.run_id, metric)}
+        chart = page.locator("div").filter(has=legend).filter(has=page.locator("path.js-line")).last
+        curve = chart.locator("path.js-line").first
+        curve.wait_for()
+        assert len((curve.get_attribute("d") or "").split("L")) == len(steps) > 1
     page.screenshot(path=SCREENSHOTS / "curves.png")
+    page.set_viewport_size(VIEWPORT)
 
 
 def test_the_page_shows_every_picture_and_plays_every_video(

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-_TIMEOUT_S = 300
+_TIMEOUT_S = 480
 
 
 @dataclass(frozen=True)
@@ -62,15 +62,19 @@ def run_jobs(
         asked.write_text(
             json.dumps({"cpus": cpus, "cases": {n: list(c) for n, c in cases.items()}})
         )
-        done = subprocess.run(
-            [sys.executable, __file__, str(asked), str(answered)],
-            cwd=ROOT,
-            env=environment(**(variables or {})),
-            capture_output=True,
-            text=True,
-            timeout=_TIMEOUT_S,
-            check=False,
-        )
+        try:
+            done = subprocess.run(
+                [sys.executable, __file__, str(asked), str(answered)],
+                cwd=ROOT,
+                env=environment(**(variables or {})),
+                capture_output=True,
+                text=True,
+                timeout=_TIMEOUT_S,
+                check=False,
+            )
+        except subprocess.TimeoutExpired as error:
+            ended = answered.read_text() if answered.exists() else "none"
+            raise AssertionError(f"stuck after {_TIMEOUT_S} s; what had ended: {ended}") from error
         assert done.returncode == 0, done.stderr
         results = json.loads(answered.read_text())
     return {name: Ended(**result) for name, result in results.items()}
@@ -108,12 +112,11 @@ def _main(asked: str, answered: str) -> None:
         import ray
 
         ray.init(num_cpus=given["cpus"], include_dashboard=False, object_store_memory=256 << 20)
+    results: dict[str, object] = {}
     with tempfile.TemporaryDirectory() as folder:
-        results = {
-            name: _run(script, arguments, Path(folder))
-            for name, (script, *arguments) in given["cases"].items()
-        }
-    Path(answered).write_text(json.dumps(results))
+        for name, (script, *arguments) in given["cases"].items():
+            results[name] = _run(script, arguments, Path(folder))
+            Path(answered).write_text(json.dumps(results))
 
 
 if __name__ == "__main__":
