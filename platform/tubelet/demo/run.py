@@ -228,8 +228,19 @@ def _own(demo: Demo, found: Found | None, folder: Path, timed: Stages, memory: P
     if isinstance(made, Prepared):
         _tell_rejected(made)
         made = made.manifest
+    enough = stages.can_hold_out(made)
+    if labelled and not enough:
+        raise UserError(
+            f"the {len(made)} videos of {demo.videos} leave none to train on or none to evaluate on: "
+            "add videos, put some into val/CLASS/, or leave out labels=folders"
+        )
     epochs = max(1, -(-_OWN_VISITS // len(made)))
-    overrides = (f"schedule.epochs={epochs}", f"schedule.warmup_epochs={epochs / 15:.3f}")
+    overrides = [f"schedule.epochs={epochs}", f"schedule.warmup_epochs={epochs / 15:.3f}"]
+    if not enough:
+        terminal.say(
+            f"  too few to hold any out: all {len(made)} are trained on, without evaluation"
+        )
+        overrides += ["data.held_out=0", "data.held_out_clips=0"]
     with timed("pretrain", f"Pretraining on {len(made)} videos"):
         encoder = stages.pretrain_run(root, manifest, *overrides, files=["own_videos.yaml"])
     report: dict[str, Any] = {

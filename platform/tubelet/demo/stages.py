@@ -21,6 +21,8 @@ from tubelet.run_directory import RunDirectory
 RECIPES = Path("jobs/recipes/demo")
 MODEL_NAME = "tubelet-demo"
 ALIAS = "champion"
+HELD_OUT = 0.2
+"""Share of the user's videos to judge by; own_videos.yaml and own_labels.yaml say the same."""
 
 
 @dataclass(frozen=True)
@@ -113,6 +115,14 @@ def make_manifest(
         return prepare(wanted, found=found, progress=show)
 
 
+def can_hold_out(manifest: Manifest) -> bool:
+    """Whether there are videos both to train on and to judge by."""
+    splits = {split for split in manifest.table["split"].to_pylist() if split is not None}
+    if splits:
+        return "val" in splits
+    return all(len(side) for side in manifest.hold_out(HELD_OUT))
+
+
 def pretrain_run(root: Path, manifest: Path, *overrides: str, files: Sequence[str] = ()) -> Trained:
     """Pretrain, or go on with it, or find it done."""
     recipe = config.load(
@@ -167,7 +177,7 @@ def _train(job: fit.Job) -> Trained:
 def evaluate(manifest: Path, trained: Sequence[Trained]) -> tuple[list[list[Accuracy]], Manifest]:
     """Accuracy on the held-out videos of every draw of every run, in one pass over them."""
     data = rows.open_manifest(str(manifest))
-    chosen = judge.labelled_rows(data, held_out=0.2)
+    chosen = judge.labelled_rows(data, held_out=HELD_OUT)
     with tempfile.TemporaryDirectory() as scratch:
         found = [models.find(t.run.uri, storage_root="", folder=Path(scratch)) for t in trained]
     with terminal.progress("evaluate", len(chosen), unit="videos") as bar:
@@ -216,7 +226,7 @@ def predict_one(root: Path, champion: str, data: Manifest, target: Path) -> tupl
 
     uri = tracking.resolve_uri(str(root))
     model = registry.load(champion, uri=uri)
-    chosen = judge.labelled_rows(data, held_out=0.2)
+    chosen = judge.labelled_rows(data, held_out=HELD_OUT)
     video = data.video(int(chosen[len(chosen) // 3]))
     answer = model.predict(pandas.DataFrame({"video_path": [video.uri]}), params={"top_k": 3})[0]
     with tempfile.TemporaryDirectory() as folder:

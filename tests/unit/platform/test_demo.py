@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from clips import Manifest
 from tubelet.config import ConfigError, UserError, from_command_line
 from tubelet.demo import run, stages, study
 from tubelet.demo.run import Demo
@@ -110,6 +111,27 @@ def test_users_videos_inside_the_demos_folder_are_never_deleted(tmp_path: Path) 
         run._open(folder, Demo(videos=str(folder / "mine")))
     assert "lies inside" in str(caught.value)
     assert (folder / "mine" / "holiday.mp4").read_bytes() == b"precious"
+
+
+# --- few videos ------------------------------------------------------------------------------------
+
+
+def videos(*splits: str | None) -> Manifest:
+    rows = [{"video_id": f"{n}.mp4", "size": 1, "split": s} for n, s in enumerate(splits)]
+    return Manifest.build(rows, root="/videos")
+
+
+def test_videos_are_held_out_where_both_sides_get_some() -> None:
+    assert stages.can_hold_out(videos(*[None] * 60))
+    assert not stages.can_hold_out(videos(None))
+    assert stages.can_hold_out(videos("train", "val"))
+    assert not stages.can_hold_out(videos("train", "train"))
+
+
+def test_the_demos_share_is_that_of_its_recipes() -> None:
+    for name in ("own_videos", "own_labels"):
+        text = Path(__file__).parents[3].joinpath(f"jobs/recipes/demo/{name}.yaml").read_text()
+        assert f"held_out: {stages.HELD_OUT}\n" in text
 
 
 # --- figures ---------------------------------------------------------------------------------------
