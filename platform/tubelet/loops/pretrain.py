@@ -56,7 +56,9 @@ def job(recipe: Pretrain) -> Job:
         notes={
             "model": f"{recipe.model.preset}, {parameters / 1e6:.1f} million parameters",
             "learning rate": f"{effective_lr(recipe.optim.lr, recipe.batch.size):.3g} at its peak",
-            "held out": f"{len(judged)} of {len(held_out)} videos looked at every {recipe.track.evaluate_every} steps",
+            "held out": f"{len(judged)} of {len(held_out)} videos looked at every {recipe.track.evaluate_every} steps"
+            if len(judged)
+            else "none",
         },
         draw=draw if recipe.track.pictures else None,
     )
