@@ -30,7 +30,7 @@ class Machine:
 
     folder: Path
     ray_folder: Path
-    """Short, since sockets lie in it."""
+    """Short, since sockets lie in it. What drivers say is written here too: not where they might pack it up."""
 
     @property
     def environment(self) -> dict[str, str]:
@@ -83,7 +83,7 @@ class Driver:
         self, machine: Machine, command: Sequence[str], *, more: Mapping[str, str] | None = None
     ) -> None:
         self.machine = machine
-        self._log = Path(tempfile.mkstemp(dir=machine.folder, prefix="output-")[1])
+        self._log = Path(tempfile.mkstemp(dir=machine.ray_folder, prefix="output-")[1])
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
                 command,
