@@ -43,11 +43,17 @@ class Machine:
         found: list[psutil.Process] = []
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error, OSError):
-                ours = process.environ().get("RAY_TMPDIR") == str(self.ray_folder)
                 alive = process.status() != psutil.STATUS_ZOMBIE
-                if ours and alive and named in " ".join(process.cmdline()):
+                if alive and self._owns(process) and named in " ".join(process.cmdline()):
                     found.append(process)
         return found
+
+    def _owns(self, process: psutil.Process) -> bool:
+        mark = f"RAY_TMPDIR={self.ray_folder}"
+        block = Path(f"/proc/{process.pid}/environ")
+        if block.parent.exists():  # psutil stops where Ray's process titles have written zeros
+            return mark.encode() in block.read_bytes().split(b"\0")
+        return mark in [f"{name}={value}" for name, value in process.environ().items()]
 
     def wait_until_empty(self, *, timeout_s: float = 120.0) -> None:
         """Wait until no process is left.
@@ -69,10 +75,13 @@ def machine(folder: Path) -> Iterator[Machine]:
     try:
         yield made
     finally:
-        for process in made.processes():
-            with contextlib.suppress(psutil.Error):
-                process.kill()
-        psutil.wait_procs(made.processes(), timeout=10)
+        for _ in range(10):  # some may be starting others
+            left = made.processes()
+            for process in left:
+                with contextlib.suppress(psutil.Error):
+                    process.kill()
+            psutil.wait_procs(left, timeout=10)
+        assert not made.processes(), "processes survive SIGKILL"
         shutil.rmtree(made.ray_folder, ignore_errors=True)
 
 
