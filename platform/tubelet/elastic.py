@@ -119,6 +119,11 @@ def _open(directory: RunDirectory, job: Job) -> dict[str, Any]:
     if record is None:
         return _new(job)
     where = storage.redact(directory.uri)
+    if record["version"] > FORMAT_VERSION:
+        raise UserError(
+            f"{where} was written by a newer release (format version {record['version']}, this one reads "
+            f"{FORMAT_VERSION}): resume it with that release, or choose another run.name"
+        )
     if record["job"] != job.kind:
         raise UserError(
             f"{where} holds a {record['job']} run: choose another run.name, or run.fresh=true to delete it"
@@ -306,6 +311,8 @@ def _finish(
         code, message = INTERRUPTED, f"stopped; the same command resumes {where} {at}"
     elif outcome and outcome.kind == "diverged":
         code, message = STOPPED, f"{outcome.message}; the last checkpoint in {where} is from before"
+    elif outcome and outcome.kind == "damaged":
+        code, message = STOPPED, outcome.message
     else:
         tip = directory.resume_point(directory.newest_attempt())
         at = f"step {tip.step}" if tip else "the beginning"

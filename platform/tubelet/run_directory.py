@@ -17,7 +17,9 @@ import json
 import re
 import time
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Annotated, Any
+
+from annotated_types import Ge, Lt
 
 from clips import storage
 
@@ -32,7 +34,7 @@ class RunConfig:
     """Default: the recipe's file name without its ending. An unfinished run of this name is resumed."""
     storage: str = field(default="build/runs", metadata={"resume": "free"})
     """Folder or ``s3://`` prefix that holds the run's own folder."""
-    seed: int = 0
+    seed: Annotated[int, Ge(0), Lt(2**63)] = 0
     fresh: bool = field(default=False, metadata={"resume": "free"})
     """Delete what a run of this name left, and begin anew."""
 

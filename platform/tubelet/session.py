@@ -51,8 +51,8 @@ class Session:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How an attempt ended: ``finished``, ``stopped`` on request, or ``diverged``."""
+    """How an attempt ended: ``finished``, ``stopped`` on request, ``diverged``, or its checkpoint was ``damaged``."""
 
-    kind: Literal["finished", "stopped", "diverged"]
+    kind: Literal["finished", "stopped", "diverged", "damaged"]
     step: int
     message: str = ""

@@ -1,9 +1,11 @@
-"""One run through all that may happen to it: SIGTERM, Ctrl-C twice, SIGKILL of a worker; and the proof of what it was.
+"""One run through all that may happen to it: SIGTERM, a damaged checkpoint, Ctrl-C twice, SIGKILL of a worker.
 
-The story is told once (three starts of Ray), the tests look at what it left. A run that nothing ever happened to, the
+The story is told once (four starts of Ray), the tests look at what it left. A run that nothing ever happened to, the
 plain loop of ``reference.py``, says what the curve must be.
 """
 
+import re
+import shutil
 import signal
 from collections import Counter
 from collections.abc import Iterator
@@ -63,6 +65,7 @@ class Story:
     starts: dict[str, Start] = field(default_factory=dict)
     tips: dict[str, int] = field(default_factory=dict)
     """Step of the newest checkpoint after a start."""
+    damaged: str = ""
     killed_in: Attempt | None = None
 
 
@@ -119,6 +122,14 @@ def _tell(told: Story, machine: faults.Machine, command: list[str]) -> None:
 
     end("changed model", start("model.depth=3", "model.frames=8"))
 
+    newest = Path(run.path("checkpoints", run.committed()[-1]))
+    content = bytearray((newest / "__0_0.distcp").read_bytes())
+    content[len(content) // 2] ^= 1
+    (newest / "__0_0.distcp").write_bytes(content)
+    told.damaged = str(newest)
+    end("damaged", start())
+    shutil.rmtree(newest)  # as the message advises
+
     driver = start()
     steps_on(driver, 8)
     driver.press_ctrl_c()
@@ -156,14 +167,28 @@ def test_sigterm_saves_a_checkpoint_says_how_to_resume_and_exits_75(story: Story
     assert "Traceback" not in start.output
 
 
+def test_a_damaged_checkpoint_is_told_and_removing_it_resumes_from_the_one_before(
+    story: Story,
+) -> None:
+    start = story.starts["damaged"]
+    assert start.code == 3, start.output
+    assert start.output.splitlines()[-1] == (
+        f"{story.damaged}: __0_0.distcp differ from what was committed; "
+        "remove this folder to resume from the checkpoint before it"
+    )
+    assert "Traceback" not in start.output
+    resumed = re.search(r"resumes +at step (\d+) of", story.starts["interrupted twice"].output)
+    assert resumed
+    assert 0 < int(resumed[1]) < story.tips["terminated"]
+
+
 def test_a_second_ctrl_c_stops_at_once_and_leaves_no_process(story: Story) -> None:
     """That none is left is waited for while the story is told."""
     start = story.starts["interrupted twice"]
     assert start.code == 75, start.output
-    assert f"resumes        at step {story.tips['terminated']} of {STEPS}" in start.output
     assert "Traceback" not in start.output
     ends = [line for line in _events(story) if line["event"] == "end"]
-    assert [line["code"] for line in ends] == [75, 0], "it waited for the end after all"
+    assert [line["code"] for line in ends] == [75, 3, 0], "it waited for the end after all"
 
 
 def test_a_killed_worker_costs_a_restart_and_the_run_ends_by_itself(story: Story) -> None:

@@ -99,7 +99,10 @@ class Worker:
         step = self._attempt.step
         model, optimizer = self._start_draw(step // per_draw)
         if step % per_draw and self._attempt.parent:
-            checkpoint.load(self._run, self._attempt.parent, model=model, optimizer=optimizer)
+            try:
+                checkpoint.load(self._run, self._attempt.parent, model=model, optimizer=optimizer)
+            except checkpoint.DamagedCheckpointError as error:  # starting again would not mend it
+                return Outcome("damaged", step, str(error))
             optimizer.set_step(step % per_draw)
         started = saved_at = reported_at = time.monotonic()
         clips = 0

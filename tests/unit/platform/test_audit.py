@@ -106,3 +106,39 @@ def test_dummies_leave_no_trace(tmp_path: Path, dummy: Unit) -> None:
     trail = AuditTrail(RunDirectory(str(tmp_path / "run")), attempt=1, rank=0)
     trail.add(0, dummy)
     assert trail.flush() == {}
+
+
+def test_what_a_stale_attempt_trained_beyond_its_counted_step_is_neither_lost_nor_repeated(
+    tmp_path: Path,
+) -> None:
+    """Attempt 1 is thought dead after its first step, goes on, and even commits."""
+    run = RunDirectory(str(tmp_path / "run"))
+
+    def train(attempt: int, step: int) -> None:
+        trail = AuditTrail(run, attempt=attempt, rank=0)
+        for number in (2 * step, 2 * step + 1):
+            trail.add(step, unit_of(number))
+        commit = Commit(step + 1, attempt, 1, {}, trail.flush(), [])
+        run.write_json(vars(commit), "checkpoints", commit.name, "commit.json")
+
+    run.begin_attempt(ray_run="r", world_size=1)
+    train(1, 0)
+    run.begin_attempt(ray_run="r", world_size=2)
+    train(1, 1)
+    for step in (1, 2):
+        train(2, step)
+    report = audit.verify(run, ledger=LEDGER, copies=1)
+    assert report.exact, report.summary()
+    assert set(audit.consumed(run)["attempt"].to_pylist()) == {1, 2}
+    assert audit.consumed(run).num_rows == 20
+
+
+def test_a_copy_that_is_missing_makes_its_visit_lost(tmp_path: Path) -> None:
+    run = RunDirectory(str(tmp_path / "run"))
+    run.begin_attempt(ray_run="r", world_size=1)
+    trail = AuditTrail(run, attempt=1, rank=0)
+    for number in (0, 1):
+        trail.add(0, unit_of(number))
+    commit = Commit(1, 1, 1, {}, trail.flush(), [])
+    run.write_json(vars(commit), "checkpoints", commit.name, "commit.json")
+    assert audit.verify(run, ledger=LEDGER, copies=2).lost == list(range(8))

@@ -1,5 +1,6 @@
 """What the loop leaves behind: points in reports and commits, checkpoints, exports; what an explosion does to it."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -142,6 +143,22 @@ def test_coming_back_to_a_run_that_is_done_does_nothing_more(
     train(small, run)
     again = train(small, run)
     assert (again["outcome"], again["points"]) == (Outcome("finished", 20), [])
+
+
+def test_a_damaged_checkpoint_ends_the_attempt_instead_of_being_tried_again(
+    small: Small, run: RunDirectory
+) -> None:
+    train(small, run, save_every=4, die_after=11)
+    folder = Path(run.path("checkpoints", checkpoint_name(8, 1)))
+    (folder / ".metadata").write_bytes(b"")
+    again = train(small, run)
+    assert (again["outcome"].kind, again["outcome"].step) == ("damaged", 8)
+    assert again["outcome"].message.startswith(
+        f"{folder}: .metadata differ from what was committed"
+    )
+    assert again["points"] == []
+    shutil.rmtree(folder)
+    assert train(small, run)["points"][0]["step"] == 5
 
 
 def test_a_loss_that_explodes_ends_the_run_with_its_curve_and_its_last_good_checkpoint(

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import TypeAdapter, ValidationError
 
 from lineages import begin_attempts
 from tubelet.run_directory import (
@@ -211,3 +212,11 @@ def test_clearing_a_run_leaves_its_logs(run: RunDirectory) -> None:
 def test_a_name_that_is_no_folder_of_its_own_is_refused(name: str) -> None:
     with pytest.raises(ValueError, match=r"run.name is .*neither empty nor a path"):
         RunConfig(name=name)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**63])
+def test_a_seed_that_no_hash_takes_is_refused(seed: int) -> None:
+    load = TypeAdapter(RunConfig).validate_python
+    assert load({"seed": 2**63 - 1}).seed == 2**63 - 1
+    with pytest.raises(ValidationError, match="seed"):
+        load({"seed": seed})

@@ -1,0 +1,110 @@
+"""What a run that exists already says to a job that would continue it, before Ray starts."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from clips import ClipConfig
+from motion import motion_manifest
+from tubelet import config, elastic
+from tubelet.config import UserError
+from tubelet.items import BatchConfig, DataConfig
+from tubelet.loops import pretrain
+from tubelet.recipes import Pretrain
+from tubelet.run_directory import FORMAT_VERSION, ResumeConfig, RunConfig
+from tubelet.schedules import ScheduleConfig
+from videomae import ModelConfig
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Pretrain:
+    manifest = motion_manifest(tmp_path / "videos", training=4, held_out=2)
+    return Pretrain(
+        run=RunConfig(name="mine", storage=str(tmp_path / "runs")),
+        model=ModelConfig(preset="tiny", frames=4, image_size=16),
+        data=DataConfig(manifest=manifest.uri or "", clip=ClipConfig(stride=1)),
+        batch=BatchConfig(size=2, micro=2),
+        schedule=ScheduleConfig(epochs=2, warmup_epochs=0),
+    )
+
+
+def leave(recipe: Pretrain, *, finished: int | None = None, **changes: Any) -> Path:
+    """Leave the record of a run of ``recipe``; returns its folder."""
+    folder = Path(recipe.run.storage) / "mine"
+    folder.mkdir(parents=True)
+    record = {
+        "version": FORMAT_VERSION,
+        "job": "pretrain",
+        "name": "mine",
+        "manifest": pretrain.job(recipe).manifest_hash,
+        "revision": "unknown",
+        "starts": 1,
+        "recipe": config.to_dict(recipe),
+    }
+    (folder / "run.json").write_text(json.dumps(record | changes))
+    if finished is not None:
+        (folder / "finished.json").write_text(json.dumps({"step": finished}))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (
+            {"version": FORMAT_VERSION + 1},
+            "{} was written by a newer release (format version 2, this one reads 1): "
+            "resume it with that release, or choose another run.name",
+        ),
+        (
+            {"job": "finetune"},
+            "{} holds a finetune run: choose another run.name, or run.fresh=true to delete it",
+        ),
+        ({"manifest": "0" * 64}, "{} was started on other data (manifest 000000000000, now "),
+        (
+            {"finished": 4},
+            "{} is finished (4 steps): choose another run.name, run.fresh=true to delete it, or train "
+            "on with more epochs: schedule.epochs=N 'resume.allow=[schedule.epochs]'",
+        ),
+    ],
+)
+def test_a_run_that_cannot_be_continued_says_why_and_stays(
+    recipe: Pretrain, changes: dict[str, Any], said: str
+) -> None:
+    folder = leave(recipe, **changes)
+    before = sorted(folder.rglob("*"))
+    with pytest.raises(UserError) as error:
+        elastic.run(pretrain.job(recipe))
+    assert str(error.value).startswith(said.format(folder))
+    assert sorted(folder.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("change", "refused"),
+    [
+        (lambda r: replace(r, model=replace(r.model, depth=2)), ["model.depth"]),
+        (lambda r: replace(r, schedule=replace(r.schedule, epochs=3)), ["schedule.epochs"]),
+        (
+            lambda r: replace(
+                r,
+                batch=replace(r.batch, micro=1),
+                schedule=replace(r.schedule, epochs=3),
+                resume=ResumeConfig(allow=["schedule.epochs"]),
+            ),
+            ["batch.micro"],
+        ),
+    ],
+)
+def test_changed_keys_are_named_with_both_values_unless_allowed(
+    recipe: Pretrain, change: Callable[[Pretrain], Pretrain], refused: list[str]
+) -> None:
+    folder = leave(recipe)
+    with pytest.raises(UserError) as error:
+        elastic.run(pretrain.job(change(recipe)))
+    first, *lines, advice = str(error.value).splitlines()
+    assert first == f"{folder} was started with another recipe:"
+    assert [line.split()[0].rstrip(":") for line in lines] == refused
+    assert advice.endswith(f"allow the change with 'resume.allow=[{', '.join(refused)}]'")
