@@ -28,6 +28,8 @@ _EVERYWHERE = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "MALLOC_ARENA_MAX": "2",  # Ray's processes have 30 threads each; glibc would keep an arena for each
+    "MALLOC_MMAP_THRESHOLD_": "33554432",  # keep the pages of tensors for the next step: a tenth of a small CPU step
+    "MALLOC_TRIM_THRESHOLD_": "134217728",  # is page faults otherwise (measured); see worker.py for giving them back
     "PYTHONWARNINGS": "ignore",  # of libraries, in processes whose output only goes to a log
 }
 _DRIVER_ONLY = {

@@ -12,6 +12,7 @@ from typing import Any
 import ray.data
 import ray.train
 
+from tubelet import membership
 from tubelet.items import DataPlan, decode_item
 from tubelet.run_directory import RunDirectory
 
@@ -31,6 +32,7 @@ def dataset_of(
         )  # the controller's own; the driver's does not reach it
         context.enable_progress_bars = False
         context.print_on_execution_start = False
+        context.custom_execution_callback_classes = [membership.Rest]
         first = plan.timetable.first_item(attempt.step)
         items = max(1, plan.timetable.items - first)
         decode_one: Any = functools.partial(
