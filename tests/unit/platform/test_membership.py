@@ -31,6 +31,7 @@ def test_the_loop_rests_when_no_task_is_running(
     )
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of Ray's own defaults
 def test_ray_data_still_takes_our_callback_and_has_what_it_reads() -> None:
     from ray.data._internal.execution.interfaces import PhysicalOperator
     from ray.data._internal.execution.streaming_executor import StreamingExecutor
