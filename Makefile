@@ -2,11 +2,12 @@
 #   make demo                                 the whole path on generated videos, in minutes
 #   make demo VIDEOS=folder-or-s3-prefix      on your own videos (LABELS=folders: fine-tuning too)
 #   make test, make test-slow, make check     tests, the slow rest, static checks
+#   make bench-decode VIDEOS=folder           our decoder beside the authors' loader and the limit (default: generated)
 
 PYTHON := .venv/bin/python
 LOCK := --universal --python-version 3.11 --generate-hashes --no-emit-index-url --group dev
 
-.PHONY: demo demo-study test test-slow check format constraints clean install
+.PHONY: demo demo-study test test-slow check bench-decode format constraints clean install
 
 demo: install
 	$(PYTHON) jobs/demo.py $(if $(VIDEOS),'videos=$(VIDEOS)') $(if $(LABELS),'labels=$(LABELS)')
@@ -22,6 +23,9 @@ test-slow: install
 
 check: install
 	.venv/bin/ruff format --check && .venv/bin/ruff check && .venv/bin/pyright && .venv/bin/lint-imports --no-logo
+
+bench-decode: install
+	$(PYTHON) tests/benchmarks/bench_decode.py $(if $(VIDEOS),'videos=$(VIDEOS)')
 
 format: install
 	.venv/bin/ruff format && .venv/bin/ruff check --fix

@@ -159,5 +159,5 @@ def _kind(error: BaseException) -> ErrorKind:
 def _detail(error: BaseException) -> str:
     """Return the first line of an error, with anything that looks like a URI's secrets removed."""
     text = (str(error).splitlines() or [""])[0][:200]
-    text = re.sub(r"\w+://\S+", lambda found: redact(found.group()), text)
+    text = re.sub(r"\w+://\S*[^\s\"'<>:;,.)]", lambda found: redact(found.group()), text)
     return f"{type(error).__name__}: {text}" if text else type(error).__name__

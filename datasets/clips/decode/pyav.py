@@ -20,8 +20,6 @@ Shapes: T frames of a clip, H W of the displayed picture, C = 3 (RGB).
 """
 
 import bisect
-import contextlib
-import errno
 import itertools
 import time
 from collections.abc import Iterator, Sequence
@@ -29,7 +27,6 @@ from dataclasses import dataclass
 from typing import Self
 
 import av
-import av.error
 import av.stream
 import numpy as np
 from av.codec.context import ThreadType
@@ -39,10 +36,10 @@ from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 
-from clips.decode import Boxes, DecodeConfig, DecodeError, Kind
+from clips.decode import Boxes, DecodeConfig, DecodeError
+from clips.decode.failures import decode_errors
 from clips.decode.plan import Plan
 from clips.decode.source import openable
-from clips.storage import StorageError
 
 _SKIPPABLE = ("h264", "hevc", "mpeg4")
 _TIMED = ("mp4", "matroska", "webm", "mpegts", "flv")
@@ -60,6 +57,8 @@ class StreamInfo:
     pixel_format: str
     keyframe_spacing: int
     """Longest distance between two keyframes, in frames: the price of a random start."""
+    comment: str
+    """Free text in the header."""
 
 
 class PyavReader:
@@ -85,7 +84,7 @@ class PyavReader:
         self._reformatter = VideoReformatter()
         self.rotation = 0
         """Degrees by which the decoded frames were turned; known once a frame was read."""
-        with _errors("opening"):
+        with decode_errors("opening"):
             self._container, self._stream = self._open()
             try:
                 self._index()
@@ -125,6 +124,7 @@ class PyavReader:
             keyframe_spacing=max(
                 (end - start for start, end in zip(starts, ends, strict=True)), default=0
             ),
+            comment=self._container.metadata.get("comment", ""),
         )
 
     def read(
@@ -132,10 +132,8 @@ class PyavReader:
     ) -> list[np.ndarray]:
         """Return one uint8 array [T, height, width, 3] per clip; see `clips.decode.Reader`."""
         plan = Plan(indices, boxes, frames=self.frames)
-        with _errors("decoding"):
-            for index, frame in self._wanted_frames(plan.wanted):
-                if frame.is_corrupt:  # FFmpeg concealed damage with what it had
-                    raise DecodeError("corrupt", f"frame {index} is damaged")
+        with decode_errors("decoding"):
+            for index, frame in self.wanted_frames(plan.wanted):
                 plan.store(index, self._rgb(frame))
         missing = plan.missing()
         if missing:
@@ -235,17 +233,28 @@ class PyavReader:
 
     # --- decoding ----------------------------------------------------------------------------
 
-    def _wanted_frames(self, wanted: list[int]) -> Iterator[tuple[int, VideoFrame]]:
-        """Yield every wanted frame that comes out, once, as (index, frame)."""
+    def wanted_frames(self, wanted: list[int]) -> Iterator[tuple[int, VideoFrame]]:
+        """Yield every wanted frame that comes out, once, as (index, frame).
+
+        Raises:
+            DecodeError: The stream is damaged before the last of them.
+        """
         left = set(wanted)
-        walk = self._jump(wanted, left) if self._timed else self._count(left)
-        for index, frame in walk:
-            left.discard(index)
-            yield index, frame
-        if left and self._timed:
-            for index, frame in self._sequential(left):
+        with decode_errors("decoding"):
+            for index, frame in self._walk(wanted, left):
+                if frame.is_corrupt:  # FFmpeg concealed damage with what it had
+                    raise DecodeError("corrupt", f"frame {index} is damaged")
                 left.discard(index)
                 yield index, frame
+
+    def _walk(self, wanted: list[int], left: set[int]) -> Iterator[tuple[int, VideoFrame]]:
+        """Decode what is needed for the frames in `left`, which the caller empties."""
+        if not self._timed:
+            yield from self._count(left)
+            return
+        yield from self._jump(wanted, left)
+        if left:
+            yield from self._sequential(left)
 
     def _jump(self, wanted: list[int], left: set[int]) -> Iterator[tuple[int, VideoFrame]]:
         """Decode from keyframe to keyframe, skipping frames nobody needs."""
@@ -367,27 +376,3 @@ def _video_packets(container: InputContainer, stream: VideoStream) -> Iterator[P
     for packet in container.demux(stream):
         if packet.size:
             yield packet
-
-
-@contextlib.contextmanager
-def _errors(doing: str) -> Iterator[None]:
-    """Turn everything FFmpeg can raise into a `DecodeError`."""
-    try:
-        yield
-    except (DecodeError, StorageError):  # of the storage: not the fault of the file
-        raise
-    except (av.error.FFmpegError, OSError, ValueError, IndexError, MemoryError) as error:
-        text = getattr(error, "strerror", None) or str(error)
-        raise DecodeError(_kind(error), f"{doing}: {text} ({type(error).__name__})") from error
-
-
-def _kind(error: Exception) -> Kind:
-    if isinstance(error, av.error.InvalidDataError | av.error.EOFError):
-        return "corrupt"
-    if isinstance(error, av.error.DecoderNotFoundError | av.error.PatchWelcomeError):
-        return "unsupported"
-    if isinstance(error, OSError) and error.errno == errno.EPERM:
-        return "unsupported"  # a script that names other files: only its own bytes are ever read
-    if isinstance(error, OSError) and not isinstance(error, av.error.ArgumentError):
-        return "io"
-    return "corrupt"

@@ -10,6 +10,7 @@ import pytest
 from clips import DecodeConfig, read_manifest
 from clips.ingest import Entry, Rejected, examine, read_rejected
 from clips.synthetic import write_videos
+from clips.transcode import Encoder, make_copy
 
 pytestmark = pytest.mark.cluster
 
@@ -133,3 +134,65 @@ def test_impossible_settings_are_refused(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         pipeline.PrepareConfig(**{"source": "s", "manifest": "m.parquet"} | options)
+
+
+def test_a_manifest_is_copied_once_a_video_and_goes_on_where_it_stopped(
+    pipeline: Any, tmp_path: Path
+) -> None:
+    write_videos(tmp_path / "in", range(12), seed=1, class_folders=True)
+    source = pipeline.prepare(
+        pipeline.PrepareConfig(
+            source=str(tmp_path / "in"),
+            manifest=str(tmp_path / "in.parquet"),
+            labels="folders",
+            split=0.3,
+        )
+    ).manifest
+    config = pipeline.TranscodeConfig(
+        source=str(tmp_path / "in.parquet"),
+        target=str(tmp_path / "out"),
+        manifest=str(tmp_path / "out.parquet"),
+        encoder=Encoder(short_side=32, preset="ultrafast"),
+        decode=DecodeConfig(seconds=20),
+    )
+    ids = source.table["video_id"].to_pylist()
+
+    def deadly(entry: Entry, **how: Any) -> Any:
+        if entry.video_id == ids[5]:
+            os._exit(3)
+        return make_copy(entry, **how)
+
+    first = pipeline.transcode(config, source=source, make_copy=deadly)
+    assert [(r.video_id, r.reason) for r in first.rejected] == [(ids[5], "crashed")]
+    written = {p: p.stat().st_mtime_ns for p in (tmp_path / "out").rglob("*.mp4")}
+    assert len(written) == len(first.manifest) == 11
+
+    done = pipeline.transcode(config, source=source)
+    assert not done.rejected
+    manifest = read_manifest(config.manifest)
+    assert manifest == done.manifest
+    for name in ("video_id", "label", "split"):
+        assert manifest.table[name].to_pylist() == source.table[name].to_pylist()
+    assert set(manifest.table["height"].to_pylist()) == {32}
+    assert manifest.hash != source.hash, "other pixels are other data"
+    again = {p: p.stat().st_mtime_ns for p in (tmp_path / "out").rglob("*.mp4")}
+    assert len(again) == 12
+    assert written.items() <= again.items(), "a finished copy was written again"
+    assert [q.video_id for q in done.quality if q.psnr_db is not None] == [ids[5]]
+    assert "11 copies were there already" in done.summary()
+
+
+def test_copies_never_land_among_their_sources(pipeline: Any, tmp_path: Path) -> None:
+    write_videos(tmp_path / "in", range(2), seed=1)
+    source = pipeline.prepare(
+        pipeline.PrepareConfig(source=str(tmp_path / "in"), manifest=str(tmp_path / "in.parquet"))
+    ).manifest
+    config = pipeline.TranscodeConfig(
+        source=str(tmp_path / "in.parquet"),
+        target=f"{tmp_path}/in/",
+        manifest=str(tmp_path / "out.parquet"),
+    )
+    with pytest.raises(ValueError, match="/in is where the sources are: name another place"):
+        pipeline.transcode(config, source=source)
+    with pytest.raises(ValueError, match="manifest is the source itself"):
+        pipeline.TranscodeConfig(source="a.parquet", target="b", manifest="a.parquet")

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from clips import storage
+from clips import storage, storage_errors
 from clips.storage import StorageError
 
 # --- local ---------------------------------------------------------------------------------
@@ -111,6 +111,12 @@ def test_errors_show_no_secrets() -> None:
         storage.read_bytes("nope://user:hunter2@host/key?X-Amz-Signature=abc")
     assert "hunter2" not in str(caught.value)
     assert "Signature" not in str(caught.value)
+
+
+def test_a_servers_words_are_quoted_whole_but_for_secrets() -> None:
+    said = 'Could not connect to "https://me:hunter2@host/key?X-Amz-Signature=abc": refused'
+    message = str(storage_errors.explained(ConnectionError(said), "s3://videos/a"))
+    assert '(ConnectionError: Could not connect to "https://host/key": refused)' in message
 
 
 # --- S3, from a server on loopback ---------------------------------------------------------

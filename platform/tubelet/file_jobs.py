@@ -1,0 +1,44 @@
+"""What jobs over many files have in common: the one source they name without a key, and the table of rejected files."""
+
+from collections import Counter
+from collections.abc import Sequence
+
+from clips import Rejected, storage
+from tubelet import config, terminal
+
+_MOST_SHOWN = 20
+
+
+def name_source(arguments: Sequence[str], *, what: str, usage: str) -> list[str]:
+    """Return command-line arguments with the one that has no key spelt ``source=``.
+
+    Args:
+        arguments: as given.
+        what: the source's name in messages (``MANIFEST``).
+        usage: what to say when none is named.
+
+    Raises:
+        UserError: no source, or several.
+    """
+    sources = [a for a in arguments if not a.startswith("-") and "=" not in a.split("/")[0]]
+    if not sources and not any(a.startswith(("source=", "-")) for a in arguments):
+        raise config.UserError(usage)
+    if len(sources) > 1:
+        raise config.UserError(f"one {what} at a time, got {len(sources)}: {' '.join(sources)}")
+    named = [config.setting("source", source) for source in sources]
+    return [*named, *(a for a in arguments if a not in sources)]
+
+
+def show_rejected(rejected: Sequence[Rejected], uri: str) -> None:
+    """Print the first rejected files, how many there are of each kind, and where all of them are listed."""
+    if not rejected:
+        return
+    terminal.table(
+        ("rejected file", "reason", "details"),
+        [(r.video_id, r.reason, r.message) for r in rejected[:_MOST_SHOWN]],
+    )
+    if len(rejected) > _MOST_SHOWN:
+        terminal.say(f"and {len(rejected) - _MOST_SHOWN} more")
+    counts = Counter(r.reason for r in rejected).most_common()
+    reasons = ", ".join(f"{count} {reason}" for reason, count in counts)
+    terminal.say(f"all of them ({reasons}): {storage.redact(uri)}")

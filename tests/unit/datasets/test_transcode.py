@@ -1,0 +1,182 @@
+"""Copies: as many frames at the same times, cheap to decode, and what they say of themselves."""
+
+import io
+import math
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from av.container import InputContainer
+
+from clips import DecodeConfig, DecodeError, Entry, Rejected, open_video, storage
+from clips.decode.pyav import PyavReader
+from clips.synthetic import (
+    Encoding,
+    MotionConfig,
+    encode,
+    motion_frames,
+    numbered_frames,
+    read_number,
+)
+from clips.transcode import Encoder, copy_name, make_copy, read_signature, signature, transcode
+
+SMALL = Encoder(short_side=64, crf=12, preset="veryfast")
+DECODE = DecodeConfig(seconds=60)
+
+
+def frames_of(data: bytes) -> np.ndarray:
+    with open_video(data) as reader:
+        return reader.read([np.arange(reader.frames)])[0]
+
+
+def packets_of(data: bytes) -> list[av.Packet]:
+    with av.open(io.BytesIO(data)) as container:
+        assert isinstance(container, InputContainer)
+        return [p for p in container.demux(container.streams.video[0]) if p.size]
+
+
+@pytest.mark.parametrize(
+    "encoding",
+    [
+        Encoding(gop=250),
+        Encoding(codec="mpeg4", container="avi"),
+        Encoding(codec="libvpx-vp9", container="webm", options={"cpu-used": "8"}),
+        Encoding(pixel_format="yuv444p"),
+        Encoding(times=[17 * i + i * i for i in range(70)]),
+    ],
+    ids=["long-gop", "avi", "vp9", "444", "variable-rate"],
+)
+def test_a_copy_shows_every_frame_of_its_source_at_its_time(encoding: Encoding) -> None:
+    source = encode(numbered_frames(70, width=128, height=96), encoding)
+    copy = transcode(source, encoder=SMALL, decode=DECODE)
+    assert copy.frames == 70
+    assert [read_number(frame) for frame in frames_of(copy.data)] == list(range(70))
+    with open_video(source) as before, open_video(copy.data) as after:
+        np.testing.assert_allclose(after.times_s, before.times_s, atol=1e-3)
+    assert 30 < copy.psnr_db < math.inf
+
+
+def test_a_copy_is_made_to_be_decoded_from_anywhere() -> None:
+    frames = motion_frames(0, seed=1, config=MotionConfig(size=128, frames=100))
+    source = encode(frames, Encoding(gop=250, options={"crf": "10"}))
+    copy = transcode(source, encoder=SMALL, decode=DECODE)
+    with PyavReader(copy.data, config=DECODE) as reader:
+        assert reader.info.keyframe_spacing == 32
+        assert (reader.info.codec, reader.info.container.split(",")[0]) == ("h264", "mov")
+    keys = [p.pts or 0 for p in packets_of(copy.data) if p.is_keyframe]
+    assert np.diff(keys).tolist() == [32 * 3750] * 3
+    with av.open(io.BytesIO(copy.data)) as container:
+        assert isinstance(container, InputContainer)
+        container.streams.video[0].codec_context.skip_frame = "NONREF"
+        needed = sum(1 for _ in container.decode(video=0))
+    assert needed < 0.33 * 100, "most frames are B-frames that nobody refers to"
+    assert copy.data.index(b"moov") < copy.data.index(b"mdat"), "a clip needs the index first"
+
+
+@pytest.mark.parametrize(
+    ("size", "copied"), [((170, 128), (84, 64)), ((128, 172), (64, 86)), ((48, 38), (48, 38))]
+)
+def test_the_short_side_is_scaled_down_and_never_up(
+    size: tuple[int, int], copied: tuple[int, int]
+) -> None:
+    source = encode(
+        numbered_frames(10, width=size[0], height=size[1]), Encoding(pixel_format="yuv444p")
+    )
+    frames = frames_of(transcode(source, encoder=SMALL, decode=DECODE).data)
+    assert frames.shape[1:3] == (copied[1], copied[0])
+
+
+def test_a_copy_is_turned_like_its_source() -> None:
+    source = encode(numbered_frames(12, width=128, height=96), Encoding(rotation=90))
+    before, after = (
+        frames_of(source),
+        frames_of(transcode(source, encoder=SMALL, decode=DECODE).data),
+    )
+    assert before.shape[1:3] == (128, 96)
+    assert after.shape[1:3] == (86, 64)
+    assert [read_number(np.rot90(f, 3)) for f in after] == [
+        read_number(np.rot90(f, 3)) for f in before
+    ]
+
+
+def test_a_source_that_does_not_decode_to_its_end_has_no_copy() -> None:
+    source = bytearray(encode(numbered_frames(60, width=128, height=96), Encoding(gop=60)))
+    source[len(source) // 2 : len(source) // 2 + 400] = bytes(400)
+    with pytest.raises(DecodeError):
+        transcode(bytes(source), encoder=SMALL, decode=DECODE)
+
+
+def test_a_picture_that_changes_its_size_has_no_copy(videos: Path) -> None:
+    with pytest.raises(DecodeError, match="size_change"):
+        transcode(str(videos / "odd" / "reschange.ts"), encoder=SMALL, decode=DECODE)
+
+
+@pytest.mark.parametrize(
+    "name", ["rot90.mp4", "vfr.mp4", "editlist210.mp4", "tenbit.mp4", "opengop.mp4"]
+)
+def test_odd_real_videos_have_copies_like_them(videos: Path, name: str) -> None:
+    encoder = Encoder(short_side=128, preset="veryfast")
+    assert transcode(str(videos / "odd" / name), encoder=encoder, decode=DECODE).psnr_db > 35
+
+
+def test_an_existing_copy_is_kept_unless_it_is_of_other_bytes_or_settings(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    source = tmp_path / "in" / "a.avi"
+    source.write_bytes(
+        encode(numbered_frames(20, width=64, height=64), Encoding(codec="mpeg4", container="avi"))
+    )
+    target, uri = str(tmp_path / "out"), str(tmp_path / "out" / "a.avi.mp4")
+
+    def make(entry: Entry, encoder: Encoder = SMALL) -> dict[str, object]:
+        made = make_copy(
+            entry, root=str(tmp_path / "in"), target=target, encoder=encoder, decode=DECODE
+        )
+        assert isinstance(made, dict)
+        return made
+
+    entry = Entry("a.avi", source.stat().st_size, "one")
+    first = make(entry)
+    assert (first["video_id"], first["source"], first["frames"]) == ("a.avi.mp4", "a.avi", 20)
+    assert first["size"] == storage.size(uri)
+    assert read_signature(uri) == signature(entry.size, "one", SMALL)
+    again = make(entry)
+    assert again == {**first, "psnr_db": None}
+    assert make(Entry("a.avi", entry.size, "two"))["psnr_db"] is not None
+    assert make(Entry("a.avi", entry.size, "two"), Encoder(short_side=32))["width"] == 32
+
+
+def test_a_bad_source_is_rejected_with_its_reason(tmp_path: Path) -> None:
+    (tmp_path / "a.mp4").write_bytes(b"text" * 99)
+    made = make_copy(
+        Entry("a.mp4", 396),
+        root=str(tmp_path),
+        target=str(tmp_path / "out"),
+        encoder=SMALL,
+        decode=DECODE,
+    )
+    assert isinstance(made, Rejected)
+    assert (made.video_id, made.reason) == ("a.mp4", "corrupt")
+    assert not (tmp_path / "out").exists()
+
+
+def test_names_of_copies_tell_them_apart() -> None:
+    assert [copy_name(n) for n in ("a/b.mp4", "a/b.avi", "a/b.MP4")] == [
+        "a/b.mp4",
+        "a/b.avi.mp4",
+        "a/b.MP4.mp4",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"short_side": 15}, "short_side is 15; it must be even and at least 16"),
+        ({"gop": 0}, "gop is 0; it must be at least 1"),
+        ({"crf": 52}, "crf is 52; x264 takes 0 to 51"),
+        ({"preset": "quick"}, "preset is 'quick'; allowed: ultrafast, superfast, "),
+    ],
+)
+def test_impossible_settings_are_refused(options: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Encoder(**options)  # type: ignore[arg-type]
