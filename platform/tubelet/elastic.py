@@ -311,6 +311,12 @@ def _finish(
         code, message = INTERRUPTED, f"stopped; the same command resumes {where} {at}"
     elif outcome and outcome.kind == "diverged":
         code, message = STOPPED, f"{outcome.message}; the last checkpoint in {where} is from before"
+    elif outcome and outcome.kind == "bad_data":
+        code = STOPPED
+        message = (
+            f"{outcome.message}\nare these the files of the manifest, and can the storage be reached? "
+            f"The same command resumes {where} at step {outcome.step}; data.max_bad_fraction=... allows more"
+        )
     elif outcome and outcome.kind == "damaged":
         code, message = STOPPED, outcome.message
     else:

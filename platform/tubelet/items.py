@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 import numpy as np
-from annotated_types import Ge, Gt, Lt
+from annotated_types import Ge, Gt, Le, Lt
 from numpy.typing import NDArray
 
 from clips import ClipConfig, DecodeConfig, DecodeError, LocalTable, load_clips
@@ -42,6 +42,10 @@ class DataConfig:
     """CPUs that Ray reserves for a decoding task."""
     prefetch: Annotated[int, Ge(0)] = field(default=2, metadata={"resume": "free"})
     """Units fetched ahead by each worker."""
+    max_bad_fraction: Annotated[float, Ge(0), Le(1)] = field(
+        default=0.05, metadata={"resume": "free"}
+    )
+    """Share of clips that cannot be decoded beyond which a run stops; looked at from the 200th clip on."""
 
 
 @dataclass(frozen=True)

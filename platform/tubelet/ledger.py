@@ -87,6 +87,11 @@ class Ledger:
         """Whether a position holds a visit (else it pads the last step of its draw)."""
         return position % (self.steps_per_draw * self.batch) < self.epochs * self.rows
 
+    def visits_in(self, step: int) -> int:
+        """How many of a step's positions hold a visit; fewer than ``batch`` in the last step of a draw."""
+        done = (step % self.steps_per_draw) * self.batch
+        return min(self.batch, self.epochs * self.rows - done)
+
     def unit(self, unit: int) -> Visits:
         """The visits of a unit, counted from the start of the run.
 

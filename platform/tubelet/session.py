@@ -51,8 +51,11 @@ class Session:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How an attempt ended: ``finished``, ``stopped`` on request, ``diverged``, or its checkpoint was ``damaged``."""
+    """How an attempt ended: ``finished``, ``stopped`` on request, or for a reason that trying again would not mend.
 
-    kind: Literal["finished", "stopped", "diverged", "damaged"]
+    ``diverged``: loss or gradient not finite; ``damaged``: its checkpoint; ``bad_data``: too many clips undecodable.
+    """
+
+    kind: Literal["finished", "stopped", "diverged", "damaged", "bad_data"]
     step: int
     message: str = ""

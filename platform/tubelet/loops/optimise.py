@@ -28,6 +28,9 @@ from tubelet.session import Outcome, Session
 from tubelet.timetable import Timetable
 
 _REPORTS_IN_FLIGHT = 2
+_LEAST_CLIPS = 200
+"""Clips before the share of bad ones means anything."""
+_NAMED = 3
 
 
 class Task(Protocol):
@@ -68,6 +71,7 @@ class Plan:
     optim: OptimConfig
     warmup_steps: int
     checkpoint: CheckpointConfig
+    max_bad_fraction: float
     report_every_s: float = 2.0
 
 
@@ -90,6 +94,8 @@ class Worker:
             plan.optim.precision == "auto" and self._device.type == "cuda"
         )
         self._points: list[dict[str, Any]] = []  # what may still be lost: see _report
+        self._seen = self._bad = 0
+        self._reasons: deque[str] = deque(maxlen=_NAMED)
         self._committed = session.attempt.step
         self._reported = deque([session.attempt.step], maxlen=1 + _REPORTS_IN_FLIGHT)
 
@@ -122,10 +128,11 @@ class Worker:
             if step % per_draw == 0:
                 self._export(model, step // per_draw - 1)
             last = step == plan.ledger.steps
-            if result.save or result.stop or last:
+            bad = self._too_many_bad(step, result.clips)
+            if result.save or result.stop or last or bad:
                 self._save(model, optimizer, step)
                 saved_at = time.monotonic()
-            if result.report or result.stop or last:
+            if result.report or result.stop or last or bad:
                 elapsed = time.monotonic() - started
                 self._note(
                     step,
@@ -134,6 +141,8 @@ class Worker:
                 self._report(step)
                 clips, self._feed.wait_s = 0, 0.0
                 started = reported_at = time.monotonic()
+            if bad:
+                return Outcome("bad_data", step, self._bad_data())
             if result.stop and not last:
                 return Outcome("stopped", step)
             if step % per_draw == 0 and not last:
@@ -185,6 +194,7 @@ class Worker:
             loss_sum += total.detach()
             clips += unit.valid_B.sum()
             self._audit.add(step, unit)
+            self._reasons += [reason for reason in unit.source.get("reason", ()) if reason]
         sums = torch.stack([loss_sum, clips, optimizer.square_sum().to(self._device)])
         sums = torch.cat([sums, torch.tensor(wishes, dtype=torch.float64, device=self._device)])
         dist.all_reduce(sums)
@@ -236,6 +246,23 @@ class Worker:
         totals = dict(zip(sorted(sums), values.tolist(), strict=True))
         clips = max(1.0, totals.pop("clips"))
         return {f"eval/{name}": value / clips for name, value in totals.items()}
+
+    def _too_many_bad(self, done: int, clips: float) -> bool:
+        """Whether this attempt has met more undecodable clips than the run allows; the same on every rank."""
+        expected = self._plan.ledger.visits_in(done - 1) * self._plan.copies
+        self._seen += expected
+        self._bad += expected - round(clips)
+        return self._seen >= _LEAST_CLIPS and self._bad > self._plan.max_bad_fraction * self._seen
+
+    def _bad_data(self) -> str:
+        reasons: list[list[str]] = [[] for _ in range(dist.get_world_size())]
+        dist.all_gather_object(reasons, list(self._reasons))
+        named = [reason for each in reasons for reason in each][:_NAMED]
+        return (
+            f"{self._bad} of {self._seen} clips could not be decoded, more than data.max_bad_fraction "
+            f"({self._plan.max_bad_fraction:g}) allows; among them:\n"
+            + "\n".join(f"  {r}" for r in named)
+        )
 
     def _export(self, model: nn.Module, draw: int) -> None:
         state = sharding.full_state_dict(model, keep=self._rank == 0)

@@ -61,4 +61,5 @@ def step_plan(recipe: Pretrain | Finetune, plan: DataPlan) -> Plan:
         optim=recipe.optim,
         warmup_steps=round(recipe.schedule.warmup_epochs * plan.ledger.rows / plan.ledger.batch),
         checkpoint=recipe.checkpoint,
+        max_bad_fraction=recipe.data.max_bad_fraction,
     )

@@ -38,6 +38,19 @@ def visited(ledger: Ledger, units: Iterator[int] | range) -> Counter[tuple[int, 
     return seen
 
 
+@given(ledgers())
+def test_a_steps_visits_are_its_valid_positions(ledger: Ledger) -> None:
+    counts = [
+        sum(
+            ledger.unit(step * ledger.units_per_step + n).valid.sum()
+            for n in range(ledger.units_per_step)
+        )
+        for step in range(ledger.steps)
+    ]
+    assert [ledger.visits_in(step) for step in range(ledger.steps)] == counts
+    assert sum(counts) == ledger.visits
+
+
 def units(ledger: Ledger) -> range:
     return range(ledger.steps * ledger.units_per_step)
 

@@ -172,3 +172,24 @@ def test_a_loss_that_explodes_ends_the_run_with_its_curve_and_its_last_good_chec
     assert outcome.message == (f"the loss or its gradient is not finite at step {outcome.step + 1}")
     assert [p["step"] for p in done["points"]] == list(range(1, outcome.step + 1))
     assert run.committed()[-1] == checkpoint_name(outcome.step, 1)
+
+
+def test_too_many_bad_videos_end_the_run_at_the_200th_clip_with_a_checkpoint(
+    small: Small, run: RunDirectory, tmp_path: Path
+) -> None:
+    manifest = motion_manifest(tmp_path / "videos", training=100, broken=range(6, 16))
+    data = replace(small.recipe.data, manifest=manifest.uri or "", held_out_clips=0)
+    recipe = replace(small.recipe, data=data, schedule=ScheduleConfig(epochs=3, warmup_epochs=0))
+    broken = Small(recipe, decode_stream(recipe, tmp_path / "items.pickle"))
+    outcome = train(broken, run)["outcome"]
+    assert (outcome.kind, outcome.step) == ("bad_data", 50)
+    first, *named = outcome.message.splitlines()
+    assert first == (
+        "20 of 200 clips could not be decoded, more than data.max_bad_fraction (0.05) allows; among them:"
+    )
+    assert len(named) == 3
+    assert all(".mp4: " in line for line in named)
+    assert run.committed()[-1] == checkpoint_name(50, 1)
+
+    allowed = replace(recipe, data=replace(data, max_bad_fraction=0.1))
+    assert train(Small(allowed, broken.items), run)["outcome"].kind == "finished"
