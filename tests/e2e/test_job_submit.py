@@ -19,6 +19,7 @@ from motion import motion_manifest
 pytestmark = [
     pytest.mark.cluster,
     pytest.mark.e2e,
+    pytest.mark.slow,  # 2 minutes: a head, and a job that packs and unpacks the repository
     pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated"),
 ]
 

@@ -9,6 +9,7 @@ from clips.synthetic import write_videos
 from jobs import run_jobs
 
 
+@pytest.mark.slow  # 40 s: three jobs; test_pipeline.py does the same work without them
 @pytest.mark.cluster
 def test_a_manifests_videos_are_copied_and_the_quality_is_told(tmp_path: Path) -> None:
     write_videos(tmp_path / "in", range(9), seed=1, class_folders=True)
