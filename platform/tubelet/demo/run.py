@@ -174,7 +174,7 @@ def _motion(folder: Path, timed: Stages, memory: PeakMemory) -> None:
         video, label, share = stages.predict_one(root, champion, data, picture)
     terminal.say(f"  {champion} calls {video} {label!r} ({share:.0%})")
     held_out = pretrained[0].videos
-    _tell(folder, root, pretrained, scratch, held_out=held_out)
+    _tell(folder, root, pretrained, scratch, classes=len(data.classes), labels="few labels a class")
     _report(
         folder,
         timed,
@@ -188,7 +188,13 @@ def _motion(folder: Path, timed: Stages, memory: PeakMemory) -> None:
 
 
 def _tell(
-    folder: Path, root: Path, pretrained: Sequence[Any], scratch: Sequence[Any], *, held_out: int
+    folder: Path,
+    root: Path,
+    pretrained: Sequence[Any],
+    scratch: Sequence[Any],
+    *,
+    classes: int,
+    labels: str,
 ) -> None:
     terminal.say("")
     lines = [
@@ -196,17 +202,22 @@ def _tell(
         for n, (p, s) in enumerate(zip(pretrained, scratch, strict=True), start=1)
     ]
     gains = [100 * (p.top1 - s.top1) for p, s in zip(pretrained, scratch, strict=True)]
-    mean, error = stages.mean_and_error(gains)
+    mean, _ = stages.mean_and_error(gains)
     lines.append(
         ("mean", f"{100 * _mean(pretrained):.1f}", f"{100 * _mean(scratch):.1f}", f"{mean:+.1f}")
     )
     terminal.table(("top-1 %", "pretrained", "scratch", "gain"), lines)
-    terminal.say(
-        f"on {held_out} held-out videos of 8 classes (chance 12.5 %), few labels a class;"
-        f" standard error of the mean gain {error:.1f} points"
-    )
+    videos = f"on {pretrained[0].videos} held-out videos of {classes} classes (chance {100 / classes:.1f} %)"
+    terminal.say(f"{videos}, {labels}; {certainty(gains)}")
     terminal.say(f"\npictures   {folder / 'pictures'}")
     terminal.say(f"MLflow     {mlflow_command(root)}")
+
+
+def certainty(gains: Sequence[float]) -> str:
+    """How far the mean of the draws' gains, in points, is to be trusted."""
+    if len(gains) == 1:
+        return "a single draw, which proves little"
+    return f"standard error of the mean gain {stages.mean_and_error(gains)[1]:.1f} points"
 
 
 def _mean(accuracies: Sequence[Any]) -> float:
@@ -272,7 +283,9 @@ def _own(demo: Demo, found: Found | None, folder: Path, timed: Stages, memory: P
             champion = stages.register_best(
                 root, sides[better], (pretrained, scratch)[better], data, lineage=encoder.run.uri
             )
-        _tell(folder, root, pretrained, scratch, held_out=pretrained[0].videos)
+        _tell(
+            folder, root, pretrained, scratch, classes=len(made.classes), labels="all their labels"
+        )
         report |= {
             "pretrained_top1": [round(a.top1, 4) for a in pretrained],
             "scratch_top1": [round(a.top1, 4) for a in scratch],

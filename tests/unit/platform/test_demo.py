@@ -3,12 +3,14 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from clips import Manifest
 from tubelet.config import ConfigError, UserError, from_command_line
 from tubelet.demo import run, stages, study
 from tubelet.demo.run import Demo
+from tubelet.evaluation.metrics import Accuracy
 
 
 def demo(*arguments: str) -> Demo:
@@ -149,6 +151,23 @@ def test_gains_are_paired_by_draw() -> None:
     assert gains == [25.0, 25.0, 0.0, 0.0]
     with pytest.raises(ValueError, match="zip"):
         study._gains([[0.5]], [0.25, 0.5])
+
+
+def test_a_single_draw_is_not_given_a_standard_error() -> None:
+    assert run.certainty([0.0]) == "a single draw, which proves little"
+    assert run.certainty([20.0, 30.0]) == "standard error of the mean gain 5.0 points"
+
+
+def test_the_table_names_the_classes_that_there_are(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    right, wrong = (
+        Accuracy(14, top1, 1.0, top1, np.array([7, 7]), np.array([7, 7])) for top1 in (0.5, 0.25)
+    )
+    run._tell(tmp_path, tmp_path, [right], [wrong], classes=4, labels="all their labels")
+    said = capsys.readouterr().out
+    assert "+25.0" in said
+    assert "on 14 held-out videos of 4 classes (chance 25.0 %), all their labels; a single" in said
 
 
 def test_stages_are_timed_by_name_and_told_by_title(capsys: pytest.CaptureFixture[str]) -> None:
