@@ -7,7 +7,7 @@ video's frames to output=FOLDER, and prints the first predictions.
 import tempfile
 from pathlib import Path
 
-from tubelet import config, models, predict, terminal
+from tubelet import config, file_jobs, models, predict, terminal
 from tubelet.recipes import Predict
 
 _MOST_SHOWN = 10
@@ -15,12 +15,8 @@ _MOST_SHOWN = 10
 
 def main(arguments: list[str]) -> int:
     """Run the job that the command line describes."""
-    sources = [a for a in arguments if not a.startswith("-") and "=" not in a.split("/")[0]]
-    rest = [a for a in arguments if a not in sources]
-    if len(sources) > 1:
-        raise config.UserError(f"one SOURCE at a time, got {len(sources)}: {' '.join(sources)}")
-    named = [config.setting("source", source) for source in sources]
-    recipe = config.from_command_line(Predict, [*named, *rest], needs_recipe=False)
+    named = file_jobs.name_source(arguments, what="SOURCE")
+    recipe = config.from_command_line(Predict, named, needs_recipe=False)
     with (
         tempfile.TemporaryDirectory() as folder,
         terminal.console_and_log(Path(recipe.output) / "predict.log"),

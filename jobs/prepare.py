@@ -6,13 +6,8 @@ SOURCE is a folder, an s3:// prefix, or a list file. Keys: labels=folders, split
     python jobs/prepare.py videos/train manifest=train.parquet labels=folders split=0.05
 """
 
-import getpass
-import tempfile
-import time
-from pathlib import Path
-
 from clips import storage
-from clips.pipeline import PrepareConfig, Progress, find, prepare
+from clips.pipeline import PrepareConfig, find, prepare
 from tubelet import cluster, config, file_jobs, terminal
 
 _USAGE = (
@@ -25,17 +20,10 @@ def main(arguments: list[str]) -> int:
     """Find, probe, and list the videos that the command line names."""
     named = file_jobs.name_source(arguments, what="SOURCE", usage=_USAGE)
     recipe = config.from_command_line(PrepareConfig, named, needs_recipe=False)
-    log = Path(tempfile.gettempdir()) / f"tubelet-prepare-{getpass.getuser()}.log"
-    with terminal.console_and_log(log):
+    with terminal.console_and_log(file_jobs.log_file("prepare")):
         found = find(recipe)
         cluster.connect(trainer_cpus=0)
-        started = time.monotonic()
-        with terminal.progress("probe", len(found), unit="files") as bar:
-
-            def show(state: Progress) -> None:
-                rate = terminal.format_rate(state.done / (time.monotonic() - started), "files")
-                bar.update(state.done, f"{state.kept} kept, {state.rejected} rejected  {rate}")
-
+        with file_jobs.progress("probe", len(found), unit="files", kept="kept") as show:
             prepared = prepare(recipe, found=found, progress=show)
         file_jobs.show_rejected(prepared.rejected, prepared.rejected_uri)
         manifest = prepared.manifest

@@ -6,13 +6,8 @@ encoder.crf=20, encoder.preset=medium; `--help` explains them all. The same comm
     python jobs/transcode.py train.parquet target=s3://bucket/train256 manifest=train256.parquet
 """
 
-import getpass
-import tempfile
-import time
-from pathlib import Path
-
 from clips import read_manifest, storage
-from clips.pipeline import Progress, TranscodeConfig, transcode
+from clips.pipeline import TranscodeConfig, transcode
 from tubelet import cluster, config, file_jobs, terminal
 
 _USAGE = (
@@ -25,18 +20,11 @@ def main(arguments: list[str]) -> int:
     """Copy the videos that the command line names."""
     named = file_jobs.name_source(arguments, what="MANIFEST", usage=_USAGE)
     recipe = config.from_command_line(TranscodeConfig, named, needs_recipe=False)
-    log = Path(tempfile.gettempdir()) / f"tubelet-transcode-{getpass.getuser()}.log"
-    with terminal.console_and_log(log):
+    with terminal.console_and_log(file_jobs.log_file("transcode")):
         source = read_manifest(recipe.source)
         cluster.connect(trainer_cpus=0)
-        started = time.monotonic()
         total = len(set(source.table["video_id"].to_pylist()))
-        with terminal.progress("transcode", total, unit="videos") as bar:
-
-            def show(state: Progress) -> None:
-                rate = terminal.format_rate(state.done / (time.monotonic() - started), "videos")
-                bar.update(state.done, f"{state.kept} copied, {state.rejected} rejected  {rate}")
-
+        with file_jobs.progress("transcode", total, unit="videos", kept="copied") as show:
             made = transcode(recipe, source=source, progress=show)
         file_jobs.show_rejected(made.rejected, made.rejected_uri)
         terminal.say(made.summary())

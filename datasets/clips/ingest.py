@@ -287,7 +287,12 @@ def assign_splits(rows: Iterable[dict[str, Any]], *, fraction: float) -> list[di
 def write_rejected(rejected: Sequence[Rejected], uri: str) -> None:
     """Write the list of rejected files as Parquet: video_id, reason, message."""
     schema = pa.schema([(name, pa.string()) for name in ("video_id", "reason", "message")])
-    table = pa.Table.from_pylist([asdict(r) for r in rejected], schema=schema)
+    write_records(rejected, schema, uri)
+
+
+def write_records(records: Sequence[Any], schema: pa.Schema, uri: str) -> None:
+    """Write dataclass instances as Parquet, a column for each field."""
+    table = pa.Table.from_pylist([asdict(record) for record in records], schema=schema)
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink)
     storage.write_bytes(uri, sink.getvalue().to_pybytes())

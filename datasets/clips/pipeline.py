@@ -64,8 +64,7 @@ class PrepareConfig:
     def __post_init__(self) -> None:
         if not 0.0 <= self.split < 1.0:
             raise ValueError(f"split is {self.split}; it must be at least 0 and less than 1")
-        if not self.manifest.endswith(".parquet"):
-            raise ValueError(f"manifest is {self.manifest!r}; its name must end in .parquet")
+        _check_name(self.manifest)
 
 
 @dataclass(frozen=True)
@@ -93,8 +92,7 @@ class TranscodeConfig:
     """For reading the sources; `decode.seconds` bounds the whole work on one video."""
 
     def __post_init__(self) -> None:
-        if not self.manifest.endswith(".parquet"):
-            raise ValueError(f"manifest is {self.manifest!r}; its name must end in .parquet")
+        _check_name(self.manifest)
         if self.manifest == self.source:
             raise ValueError(
                 "manifest is the source itself: give the copies' manifest another name"
@@ -171,7 +169,7 @@ def prepare(
             at all.
     """
     found = find(config) if found is None else found
-    rejected_uri = config.manifest.removesuffix(".parquet") + ".rejected.parquet"
+    rejected_uri = _beside(config.manifest, "rejected")
     work = functools.partial(examine, root=found.root, decode=config.decode)
     rows, rejected = _collect(
         found.entries, work, config.decode, list(found.missing), rejected_uri, progress
@@ -222,17 +220,15 @@ def transcode(
             row["video_id"]: (row["size"], row["etag"]) for row in rows
         }.items()
     ]
-    beside = config.manifest.removesuffix(".parquet")
+    rejected_uri, quality_uri = (_beside(config.manifest, n) for n in ("rejected", "quality"))
     work = functools.partial(
         make_copy, root=source.root, target=target, encoder=config.encoder, decode=config.decode
     )
-    made, rejected = _collect(
-        entries, work, config.decode, [], f"{beside}.rejected.parquet", progress
-    )
+    made, rejected = _collect(entries, work, config.decode, [], rejected_uri, progress)
     if not made:
         raise ValueError(
             f"none of the {len(entries)} videos of {storage.redact(config.source)} can be copied; "
-            f"each is listed in {storage.redact(beside)}.rejected.parquet"
+            f"each is listed in {storage.redact(rejected_uri)}"
         )
     quality = tuple(
         sorted(
@@ -240,7 +236,7 @@ def transcode(
             key=lambda q: q.video_id,
         )
     )
-    write_quality(quality, f"{beside}.quality.parquet")
+    write_quality(quality, quality_uri)
     copies = {c["source"]: {n: c[n] for n in c if n in SCHEMA.names} for c in made}
     copied = [
         {**{n: row[n] for n in _CARRIED}, **copies[row["video_id"]]}
@@ -248,16 +244,20 @@ def transcode(
         if row["video_id"] in copies
     ]
     manifest = write_manifest(Manifest.build(copied, root=target), config.manifest)
-    return Transcoded(
-        manifest,
-        tuple(rejected),
-        f"{beside}.rejected.parquet",
-        quality,
-        f"{beside}.quality.parquet",
-    )
+    return Transcoded(manifest, tuple(rejected), rejected_uri, quality, quality_uri)
 
 
 _CARRIED = ("label", "labels", "split", "start_s", "end_s", "boxes")
+
+
+def _check_name(manifest: str) -> None:
+    if not manifest.endswith(".parquet"):
+        raise ValueError(f"manifest is {manifest!r}; its name must end in .parquet")
+
+
+def _beside(manifest: str, what: str) -> str:
+    """Address of another list about a manifest's videos."""
+    return f"{manifest.removesuffix('.parquet')}.{what}.parquet"
 
 
 def _collect(

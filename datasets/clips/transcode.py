@@ -1,10 +1,10 @@
-"""A copy of a video that costs a fifth to decode: encoded once, read at every visit.
+"""A copy of a video that costs a third to decode: encoded once, read at every visit.
 
 What makes a clip dear is the way to its first frame: with keyframes 250 apart, 182 frames are decoded for 16. The copy
 has the short side of the model's crops, closed groups of 32 frames, and three B-frames in a row that no other frame
-refers to, so that the decoder skips those nobody asked for; `fastdecode` leaves out the loop filter and CABAC. Measured
-(reference: decode.md): 57 -> 12 ms a clip on Kinetics-like files, 1.18 times the bytes, 39 to 46 dB. Encoding takes 0.7
-to 2.5 s of a core for 10 s of video, paid back after 15 to 55 visits.
+refers to, so that the decoder skips those nobody asked for; `fastdecode` leaves out the loop filter and CABAC.
+Measured: 58 -> 19 ms a clip on Kinetics-like files (docs/benchmarks.md); 1.18 times the bytes, 39 to 46 dB, 0.7 to
+2.5 s of a core for 10 s of video (reference: decode.md).
 
 Guarantees: as many frames as the source shows, each at its time and turned the same way; audio is left out. The copy
 says in its comment what it was made of and how, so that a later run can tell it from a stale one.
@@ -22,7 +22,6 @@ from typing import Any
 import av
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from av.container import OutputContainer
 from av.video.frame import PictureType, VideoFrame
 from av.video.reformatter import Interpolation, VideoReformatter
@@ -31,7 +30,7 @@ from av.video.stream import VideoStream
 from clips import storage
 from clips.decode import DecodeConfig, DecodeError
 from clips.decode.pyav import PyavReader
-from clips.ingest import Entry, Rejected, probe
+from clips.ingest import Entry, Rejected, probe, write_records
 
 _CLOCK = Fraction(1, 90_000)
 """Times of the copy: finer than any video's, and a multiple of the usual rates."""
@@ -101,9 +100,7 @@ def write_quality(quality: Sequence[Quality], uri: str) -> None:
             ("psnr_db", pa.float64()),
         ]
     )
-    sink = pa.BufferOutputStream()
-    pq.write_table(pa.Table.from_pylist([asdict(q) for q in quality], schema=schema), sink)
-    storage.write_bytes(uri, sink.getvalue().to_pybytes())
+    write_records(quality, schema, uri)
 
 
 def signature(source_size: int, source_etag: str | None, encoder: Encoder) -> str:
@@ -221,9 +218,8 @@ def _encode(
             if index in kept:
                 kept[index] = _brightness(picture).astype(np.float64)
             picture.pts, picture.time_base = int(ticks[index]), _CLOCK
-            picture.pict_type = (
-                PictureType.NONE
-            )  # or x264 would repeat the source's choice of B-frames
+            # Otherwise x264 repeats the source's choice of B-frames.
+            picture.pict_type = PictureType.NONE
             container.mux(stream.encode(picture))
             done = index
         if stream is None or done + 1 != reader.frames:

@@ -1,32 +1,61 @@
-"""What jobs over many files have in common: the one source they name without a key, and the table of rejected files."""
+"""What jobs over many files have in common: the one source they name without a key, log, progress, rejected files."""
 
+import contextlib
+import getpass
+import tempfile
+import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from clips import Rejected, storage
 from tubelet import config, terminal
 
+if TYPE_CHECKING:  # it imports Ray, which reads the environment that tubelet.cluster sets first
+    from clips.pipeline import Progress
+
 _MOST_SHOWN = 20
 
 
-def name_source(arguments: Sequence[str], *, what: str, usage: str) -> list[str]:
+def name_source(arguments: Sequence[str], *, what: str, usage: str | None = None) -> list[str]:
     """Return command-line arguments with the one that has no key spelt ``source=``.
 
     Args:
         arguments: as given.
         what: the source's name in messages (``MANIFEST``).
-        usage: what to say when none is named.
+        usage: what to say when none is named; without it the missing key is reported like any other.
 
     Raises:
         UserError: no source, or several.
     """
     sources = [a for a in arguments if not a.startswith("-") and "=" not in a.split("/")[0]]
-    if not sources and not any(a.startswith(("source=", "-")) for a in arguments):
+    if usage and not sources and not any(a.startswith(("source=", "-")) for a in arguments):
         raise config.UserError(usage)
     if len(sources) > 1:
         raise config.UserError(f"one {what} at a time, got {len(sources)}: {' '.join(sources)}")
     named = [config.setting("source", source) for source in sources]
     return [*named, *(a for a in arguments if a not in sources)]
+
+
+def log_file(job: str) -> Path:
+    """Where a job without a run folder keeps what Ray and others say."""
+    return Path(tempfile.gettempdir()) / f"tubelet-{job}-{getpass.getuser()}.log"
+
+
+@contextlib.contextmanager
+def progress(
+    label: str, total: int, *, unit: str, kept: str
+) -> Iterator[Callable[["Progress"], None]]:
+    """A bar with the rate over the whole job; takes the states that ``clips.pipeline`` reports."""
+    started = time.monotonic()
+    with terminal.progress(label, total, unit=unit) as bar:
+
+        def show(state: "Progress") -> None:
+            rate = terminal.format_rate(state.done / (time.monotonic() - started), unit)
+            bar.update(state.done, f"{state.kept} {kept}, {state.rejected} rejected  {rate}")
+
+        yield show
 
 
 def show_rejected(rejected: Sequence[Rejected], uri: str) -> None:

@@ -7,6 +7,7 @@ time, the least of a few rounds, so that the ratios hold on a busy machine. Writ
 build/bench. A file that a way cannot read is listed under ``failed`` and counts for the other ways.
 """
 
+import functools
 import io
 import json
 import os
@@ -68,7 +69,8 @@ def main(arguments: list[str]) -> int:
     failed: list[dict[str, str]] = []
     probes = _probed(str(videos), failed)
     cases = _cases(videos, probes, folder / "copies", failed)
-    others: dict[str, Way] = {
+    all_ways: dict[str, Way] = {
+        "ours": ways.ours,
         "authors": ways.authors,
         "decord": ways.backend("decord"),
         "pyav": ways.backend("pyav"),
@@ -77,18 +79,14 @@ def main(arguments: list[str]) -> int:
     if limit is None:
         terminal.say("no C limit: it needs cc, pkg-config and the headers of libav")
     else:
-        others["c_limit"] = limit
+        all_ways["c_limit"] = limit
     results: list[dict[str, Any]] = []
     with terminal.progress("bench-decode", bench.tasks * len(cases), unit="tasks") as bar:
         for number, case in enumerate(cases):
-
-            def tell(done: int, before: int = number * bench.tasks, name: str = case.name) -> None:
-                bar.update(before + done, name)
-
-            measured = [
-                _measure(pair, {"ours": ways.ours, **others}, bench.rounds, failed, tell, done)
-                for done, pair in enumerate(_tasks(case, bench.tasks), start=1)
-            ]
+            measured: list[dict[str, float]] = []
+            for turn, pair in enumerate(_tasks(case, bench.tasks), start=1):
+                measured.append(_measure(pair, all_ways, bench.rounds, failed, turn=turn))
+                bar.update(number * bench.tasks + turn, case.name)
             results.append(_summary(case, measured))
     report = {"cases": results, "failed": _unique(failed)}
     (folder / "decode.json").write_text(json.dumps(report, indent=1) + "\n")
@@ -123,16 +121,21 @@ def _probed(videos: str, failed: list[dict[str, str]]) -> dict[str, Probe]:
     for entry in found.entries:
         path = f"{found.root}/{entry.video_id}"
         try:
-            probes[path] = probe(path)
+            probes[path] = _probe(path)
         except DecodeError as error:
             failed.append({"file": path, "way": "probe", "reason": str(error)})
     return probes
 
 
+@functools.cache
+def _probe(path: str) -> Probe:
+    return probe(path)
+
+
 def _cases(
     videos: Path, probes: Mapping[str, Probe], copies: Path, failed: list[dict[str, str]]
 ) -> list[Case]:
-    """The cases that the files allow; see the Makefile's target."""
+    """The cases that the files allow; makes the copies of the k400 files."""
     kinds: dict[str, list[str]] = {}
     for path, found in probes.items():
         short = min(found.width, found.height)
@@ -188,7 +191,7 @@ def _tasks(case: Case, count: int) -> list[tuple[Task, Task]]:
 
 
 def _task(path: str, stride: int, seeds: tuple[int, ...]) -> Task:
-    found = probe(path)
+    found = _probe(path)
     return Task(path, stride, seeds, found.frames, found.width, found.height)
 
 
@@ -200,8 +203,8 @@ def _measure(
     all_ways: Mapping[str, Way],
     rounds: int,
     failed: list[dict[str, str]],
-    tell: Any,
-    done: int,
+    *,
+    turn: int,
 ) -> dict[str, float]:
     """CPU milliseconds per clip by way; a way that fails has none."""
     task, authors_task = pair
@@ -209,8 +212,8 @@ def _measure(
     broken: set[str] = set()
     names = list(all_ways)
     for round_ in range(rounds):
-        turn = (round_ + done) % len(names)
-        for name in [*names[turn:], *names[:turn]]:
+        first = (round_ + turn) % len(names)
+        for name in [*names[first:], *names[:first]]:
             if name in broken:
                 continue
             mine = authors_task if name == "authors" else task
@@ -225,7 +228,6 @@ def _measure(
                 continue
             spent = 1e3 * (time.process_time() - started) / len(mine.seeds)
             best[name] = min(best.get(name, spent), spent)
-    tell(done)
     return best
 
 

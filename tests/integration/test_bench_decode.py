@@ -1,34 +1,22 @@
 """The decode benchmark: all ways make the same clips, and the report says what it should."""
 
-import importlib.util
 import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+import decode_ways as ways
 from clips.synthetic import Encoding, MotionConfig, encode, motion_frames
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 
 
 @pytest.fixture(scope="module")
-def ways() -> Any:
-    spec = importlib.util.spec_from_file_location("decode_ways", BENCHMARKS / "decode_ways.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look themselves up
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="module")
-def task(ways: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
+def task(tmp_path_factory: pytest.TempPathFactory) -> ways.Task:
     path = tmp_path_factory.mktemp("bench") / "a.mp4"
     motion = MotionConfig(size=240, frames=120, speed=(1.0, 3.0), wave=(20.0, 120.0))
     path.write_bytes(
@@ -37,7 +25,7 @@ def task(ways: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
     return ways.Task(str(path), 4, (3, 4), 120, 240, 240)
 
 
-def test_our_clips_are_those_of_the_authors_loader(ways: Any, task: Any) -> None:
+def test_our_clips_are_those_of_the_authors_loader(task: ways.Task) -> None:
     pytest.importorskip("decord", reason="decord has wheels for x86-64 Linux only")
     mine = torch.from_numpy(ways.ours(task)).permute(0, 4, 1, 2, 3).float()
     mean = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1, 1)
@@ -47,7 +35,7 @@ def test_our_clips_are_those_of_the_authors_loader(ways: Any, task: Any) -> None
     assert (mine - theirs).abs().mean() < 2, "another conversion to RGB moves a value by one or two"
 
 
-def test_the_limit_decodes_the_same_frames_and_crops(ways: Any, task: Any, tmp_path: Path) -> None:
+def test_the_limit_decodes_the_same_frames_and_crops(task: ways.Task, tmp_path: Path) -> None:
     limit = ways.limit(tmp_path)
     if limit is None:
         pytest.skip("needs cc, pkg-config and the headers of libav")
