@@ -16,7 +16,7 @@ import itertools
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -26,6 +26,9 @@ from clips import storage
 from clips.decode import DEFAULT_DECODE, DecodeConfig, DecodeError
 from clips.lists import read_list
 from clips.manifest import held_out
+
+if TYPE_CHECKING:
+    from clips.decode.pyav import PyavReader
 
 VIDEO_SUFFIXES = (
     *(".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".m2ts"),
@@ -223,8 +226,10 @@ def _shown(place: str) -> str:
 # --- probing ---------------------------------------------------------------------------------
 
 
-def probe(uri: str, *, decode: DecodeConfig = DEFAULT_DECODE, size: int | None = None) -> Probe:
-    """Look inside a video; its first and its middle frame are decoded as proof.
+def probe(
+    source: str | bytes, *, decode: DecodeConfig = DEFAULT_DECODE, size: int | None = None
+) -> Probe:
+    """Look inside a video, at a path or URI or in memory; its first and its middle frame are decoded as proof.
 
     `size` is the length of a remote object, where it is known.
 
@@ -233,22 +238,27 @@ def probe(uri: str, *, decode: DecodeConfig = DEFAULT_DECODE, size: int | None =
     """
     from clips.decode.pyav import PyavReader  # here, because finding videos needs no FFmpeg
 
-    with PyavReader(uri, config=decode, size=size) as reader:
-        proof = np.array([0, reader.frames // 2])
-        (pictures,) = reader.read([proof])
-        info = reader.info
-        return Probe(
-            container=info.container,
-            codec=info.codec,
-            pixel_format=info.pixel_format,
-            width=pictures.shape[2],
-            height=pictures.shape[1],
-            rotation=reader.rotation,
-            fps=reader.fps,
-            frames=reader.frames,
-            duration_s=reader.frames / reader.fps,
-            keyframe_spacing=info.keyframe_spacing,
-        )
+    with PyavReader(source, config=decode, size=size) as reader:
+        return probe_opened(reader)
+
+
+def probe_opened(reader: "PyavReader") -> Probe:
+    """Look inside a video that is open already; see `probe`."""
+    proof = np.array([0, reader.frames // 2])
+    (pictures,) = reader.read([proof])
+    info = reader.info
+    return Probe(
+        container=info.container,
+        codec=info.codec,
+        pixel_format=info.pixel_format,
+        width=pictures.shape[2],
+        height=pictures.shape[1],
+        rotation=reader.rotation,
+        fps=reader.fps,
+        frames=reader.frames,
+        duration_s=reader.frames / reader.fps,
+        keyframe_spacing=info.keyframe_spacing,
+    )
 
 
 def examine(

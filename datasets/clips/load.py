@@ -59,6 +59,23 @@ class ClipConfig:
             )
 
 
+@dataclass(frozen=True)
+class Take:
+    """The clips wanted of one video: all that `read_crops` needs beside its bytes, and small enough to travel."""
+
+    video: Video
+    config: ClipConfig
+    frames: int
+    """T, frames per clip."""
+    size: int
+    """S, height and width of the clips."""
+    decode: DecodeConfig = DEFAULT_DECODE
+    seeds: tuple[int, ...] = ()
+    """Training: one clip per seed. Without any: the clips of an evaluation, `views` times `crops`."""
+    views: int = 1
+    crops: int = 1
+
+
 def load_clips(
     video: Video,
     config: ClipConfig,
@@ -81,26 +98,8 @@ def load_clips(
     Raises:
         DecodeError: The video, or a wanted frame, cannot be decoded.
     """
-    seeds = [int(seed) for seed in seeds]
-
-    def boxes(width: int, height: int) -> list[Box]:
-        if config.crop == "centre":
-            return [centre_box(width, height)] * len(seeds)
-        return [
-            multi_scale_box(width, height, size=size, seed=seed, scales=config.scales)
-            for seed in seeds
-        ]
-
-    with open_video(video.uri, config=decode, size=video.size or None) as reader:
-        first, length = span(reader, video)
-        indices = [first + _times(length, config, seed=seed, frames=frames) for seed in seeds]
-        crops_THWC = reader.read(indices, boxes=boxes)
-    clips_RTSSC = _resized(crops_THWC, size=size)
-    if config.flip:
-        for clip, seed in enumerate(seeds):
-            if flip_draw(seed=seed):
-                clips_RTSSC[clip] = clips_RTSSC[clip, :, :, ::-1].copy()
-    return clips_RTSSC
+    take = Take(video, config, frames, size, decode, seeds=tuple(int(seed) for seed in seeds))
+    return finish(take, read_crops(take))
 
 
 def load_views(
@@ -125,23 +124,65 @@ def load_views(
     """
     if views < 1 or crops < 1:
         raise ValueError(f"views is {views} and crops is {crops}; both must be at least 1")
+    take = Take(video, config, frames, size, decode, views=views, crops=crops)
+    return finish(take, read_crops(take, source))
+
+
+def read_crops(take: Take, source: str | bytes | None = None) -> list[np.ndarray]:
+    """Return the crop of every clip at its own size, uint8 [T, height, width, 3] each; needs no torch.
+
+    Args:
+        take: Which clips.
+        source: Where the video's bytes are, if not at its own address.
+
+    Raises:
+        DecodeError: The video, or a wanted frame, cannot be decoded.
+    """
+    source = take.video.uri if source is None else source
 
     def boxes(width: int, height: int) -> list[Box]:
-        return even_boxes(width, height, crops=crops) * views
+        return _boxes(take, width, height)
 
-    with open_video(
-        video.uri if source is None else source, config=decode, size=video.size or None
-    ) as reader:
-        first, length = span(reader, video)
-        if views == 1:
-            starts = [sampling.centre_indices(length, frames=frames, stride=config.stride)]
-        else:
-            starts = list(
-                sampling.view_indices(length, frames=frames, stride=config.stride, views=views)
-            )
-        indices = [first + view for view in starts for _ in range(crops)]
-        crops_THWC = reader.read(indices, boxes=boxes)
-    return _resized(crops_THWC, size=size)
+    with open_video(source, config=take.decode, size=take.video.size or None) as reader:
+        first, length = span(reader, take.video)
+        indices = [first + clip for clip in _times(take, length)]
+        return reader.read(indices, boxes=boxes)
+
+
+def finish(take: Take, crops_THWC: list[np.ndarray]) -> np.ndarray:
+    """Return the clips of a take from what `read_crops` gave: resized, mirrored, uint8 [R or V, T, S, S, 3]."""
+    clips_RTSSC = _resized(crops_THWC, size=take.size)
+    if take.config.flip:
+        for clip, seed in enumerate(take.seeds):
+            if flip_draw(seed=seed):
+                clips_RTSSC[clip] = clips_RTSSC[clip, :, :, ::-1].copy()
+    return clips_RTSSC
+
+
+def _boxes(take: Take, width: int, height: int) -> list[Box]:
+    """Crop of each clip, in a frame of this size."""
+    if not take.seeds:
+        return even_boxes(width, height, crops=take.crops) * take.views
+    if take.config.crop == "centre":
+        return [centre_box(width, height)] * len(take.seeds)
+    return [
+        multi_scale_box(width, height, size=take.size, seed=seed, scales=take.config.scales)
+        for seed in take.seeds
+    ]
+
+
+def _times(take: Take, length: int) -> list[np.ndarray]:
+    """Frame indices of each clip, in a span of this length."""
+    timing: dict[str, int] = {"frames": take.frames, "stride": take.config.stride}
+    centre = sampling.centre_indices(length, **timing)
+    if take.seeds:
+        if take.config.time == "centre":
+            return [centre] * len(take.seeds)
+        return [sampling.dense_indices(length, seed=seed, **timing) for seed in take.seeds]
+    views = [centre]
+    if take.views > 1:
+        views = list(sampling.view_indices(length, views=take.views, **timing))
+    return [view for view in views for _ in range(take.crops)]
 
 
 def resize(frames_THWC: np.ndarray, *, size: int) -> np.ndarray:
@@ -188,9 +229,3 @@ def span(reader: Reader, video: Video) -> tuple[int, int]:
             f"{reader.frames / reader.fps:.1f} s ({video.video_id})",
         )
     return first, last - first
-
-
-def _times(length: int, config: ClipConfig, *, seed: int, frames: int) -> np.ndarray:
-    if config.time == "centre":
-        return sampling.centre_indices(length, frames=frames, stride=config.stride)
-    return sampling.dense_indices(length, frames=frames, stride=config.stride, seed=seed)

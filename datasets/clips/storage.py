@@ -76,8 +76,8 @@ def absolute(uri: str) -> str:
 
 
 def join(root: str, path: str) -> str:
-    """Return the place of `path` (relative, forward slashes) below `root`."""
-    return f"{root.rstrip('/')}/{path}" if root else path
+    """Return the place of `path` (forward slashes) below `root`; a path that is a URI stands for itself."""
+    return f"{root.rstrip('/')}/{path}" if root and "://" not in path else path
 
 
 # --- reading ---------------------------------------------------------------------------------

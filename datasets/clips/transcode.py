@@ -30,7 +30,7 @@ from av.video.stream import VideoStream
 from clips import storage
 from clips.decode import DecodeConfig, DecodeError
 from clips.decode.pyav import PyavReader
-from clips.ingest import Entry, Rejected, probe, write_records
+from clips.ingest import Entry, Probe, Rejected, probe, probe_opened, write_records
 
 _CLOCK = Fraction(1, 90_000)
 """Times of the copy: finer than any video's, and a multiple of the usual rates."""
@@ -109,15 +109,6 @@ def signature(source_size: int, source_etag: str | None, encoder: Encoder) -> st
     return json.dumps({"tubelet": _VERSION, "source": source, "encoder": asdict(encoder)})
 
 
-def read_signature(source: str | bytes) -> str:
-    """Return the comment of a video; empty where there is none, or no video."""
-    try:
-        with PyavReader(source, config=DecodeConfig()) as reader:
-            return reader.info.comment
-    except DecodeError:
-        return ""
-
-
 def copy_name(video_id: str) -> str:
     """Return the video_id of a video's copy, which is an MP4 file whatever the source was."""
     return video_id if video_id.endswith(".mp4") else f"{video_id}.mp4"
@@ -134,19 +125,18 @@ def make_copy(
     """
     uri = storage.join(target, copy_name(entry.video_id))
     comment = signature(entry.size, entry.etag, encoder)
-    psnr_db = None
     try:
-        if not storage.exists(uri) or read_signature(uri) != comment:
+        found, psnr_db = _standing(uri, comment, decode), None
+        if found is None:
             source = storage.join(root, entry.video_id)
             copy = transcode(
                 source, encoder=encoder, comment=comment, decode=decode, size=entry.size
             )
             storage.write_bytes(uri, copy.data)  # whole or not at all
-            psnr_db = copy.psnr_db
-        info = storage.stat(uri)
-        found = probe(uri, decode=decode, size=info.size)
+            found, psnr_db = probe(copy.data, decode=decode), copy.psnr_db
     except DecodeError as error:
         return Rejected(entry.video_id, error.kind, error.message)
+    info = storage.stat(uri)
     return {
         **asdict(found),
         "video_id": copy_name(entry.video_id),
@@ -156,6 +146,16 @@ def make_copy(
         "source_size": entry.size,
         "psnr_db": psnr_db,
     }
+
+
+def _standing(uri: str, comment: str, decode: DecodeConfig) -> Probe | None:
+    """What is in the copy at `uri`; None where there is none, or one of other bytes or settings."""
+    try:
+        reader = PyavReader(uri, config=decode)
+    except DecodeError:
+        return None
+    with reader:
+        return probe_opened(reader) if reader.info.comment == comment else None
 
 
 def transcode(
