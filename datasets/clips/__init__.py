@@ -8,7 +8,7 @@
 `import clips` loads neither Ray nor torch nor a decoder, so that a registered model can carry it.
 """
 
-from clips.decode import DecodeConfig, DecodeError, Reader, open_video
+from clips.decode import HARMFUL, DecodeConfig, DecodeError, Reader, open_video
 from clips.ingest import Entry, Found, Probe, Rejected, examine, find_videos, probe
 from clips.load import ClipConfig, load_clips, load_views
 from clips.local_table import LocalTable, Video
@@ -16,6 +16,7 @@ from clips.manifest import Manifest, held_out, read_manifest, write_manifest
 from clips.storage import StorageError
 
 __all__ = [
+    "HARMFUL",
     "ClipConfig",
     "DecodeConfig",
     "DecodeError",
