@@ -34,6 +34,7 @@ Kind = Literal[
     "too_large",  # more pixels in a frame than the limit
     "timeout",  # not finished within the time limit
     "io",  # the bytes could not be read
+    "changed",  # not the bytes the manifest was made of
 ]
 
 

@@ -13,6 +13,7 @@ from xml.sax.saxutils import escape
 import pytest
 
 from clips import storage
+from clips.storage import access
 
 
 @pytest.fixture(scope="session")
@@ -89,6 +90,8 @@ class _Handler(BaseHTTPRequestHandler):
         wanted = self.headers.get("Range")
         if wanted:
             first, last = wanted.removeprefix("bytes=").split("-")
+            if int(first) >= len(data):
+                return self._error(416, "InvalidRange")
             part = data[int(first) : int(last or len(data)) + 1]
             span = f"bytes {first}-{int(first) + len(part) - 1}/{len(data)}"
             return self._send(206, part, {"Content-Range": span, "ETag": '"e"'})
@@ -160,7 +163,5 @@ def use_s3(monkeypatch: pytest.MonkeyPatch, *, endpoint: str) -> None:
     monkeypatch.setenv("AWS_CONFIG_FILE", "/dev/null")
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     monkeypatch.setenv("CLIPS_STORAGE_RETRY_SECONDS", "2")
-    import fsspec
-
-    fsspec.get_filesystem_class("s3").clear_instance_cache()  # clients keep their credentials
-    storage._s3_client_of.cache_clear()
+    storage.forget_clients("s3")
+    access._worked.clear()  # as in a new process
