@@ -117,7 +117,8 @@ class Cache:
 
         Args:
             key: Its name.
-            pieces: Its bytes, which together are `size`; what they raise passes through.
+            pieces: Its bytes, which together are `size`. What they raise passes through; an
+                `OSError` counts as the disk's.
             size: Length of the object.
         """
         if self.folder in _given_up or not self.takes(size):
@@ -131,6 +132,8 @@ class Cache:
                 for piece in pieces:
                     file.write(piece)
                 file.flush()  # here a full disk shows
+                now = time.time_ns()
+                os.utime(file.name, ns=(now, now))
                 with self._ledger() as ledger:
                     ledger[int(key[:2], 16)] += size  # first: killed in between, we count too much
                     _renamed(file.name, path)

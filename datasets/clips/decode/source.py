@@ -13,11 +13,12 @@ import functools
 import io
 import os
 from collections.abc import Callable, Iterator
-from typing import IO, TypeVar
+from typing import IO, TypeVar, cast
 
 from clips import storage
 from clips.cache import Cache
 from clips.decode import DecodeError
+from clips.storage.ranged import RangedFile
 from clips.storage.traffic import Traffic, count
 
 T = TypeVar("T")
@@ -114,7 +115,7 @@ def openable(
         return io.BytesIO(source)
     try:
         if offset is not None:
-            return storage.open_seekable(shard_of(source), size=size, offset=offset)
+            return _ranged(shard_of(source), size or 0, offset)
         if not size or storage.is_local(source):
             size = storage.size(source)
         if size == 0:
@@ -124,7 +125,7 @@ def openable(
             return f"file:{storage.local_path(source)}"
         if size < WHOLE_BYTES:
             return io.BytesIO(storage.read_bytes(source))
-        return storage.open_seekable(source, size=size)
+        return _ranged(source, size, 0)
     except storage.StorageError as error:
         if error.kind == "missing":
             raise DecodeError("io", str(error)) from error
@@ -136,6 +137,16 @@ def shard_of(uri: str) -> str:
     shard, mark, _ = uri.partition(".tar/")
     assert mark, uri
     return shard + ".tar"
+
+
+def _ranged(place: str, size: int, offset: int) -> IO[bytes]:
+    def read_range(start: int, length: int) -> bytes:
+        data = storage.read_range(place, start=start, length=length)
+        if len(data) < length:
+            _compare(place, start - offset + len(data), size)
+        return data
+
+    return cast(IO[bytes], RangedFile(read_range, size=size, start=offset))
 
 
 def _local_copy(
@@ -152,28 +163,40 @@ def _local_copy(
     if not size:
         size = storage.size(uri)
         _compare(uri, size, None)
-    whole = size < WHOLE_BYTES
-    if cache is None or not cache.takes(size):
-        if whole:
-            return _read(place, size, offset)
-        if offset is None:
-            _compare(uri, storage.size(uri), size)
-        return uri
+    if cache is not None and cache.takes(size):
+        copy = _cached(cache, place, size, etag, offset)
+        if copy is not None:
+            return copy
+    if size < WHOLE_BYTES:
+        return _read(place, size, offset)
+    _look_at(place, size, offset)
+    return uri
+
+
+def _cached(
+    cache: Cache, place: str, size: int, etag: str | None, offset: int | None
+) -> str | bytes | None:
+    """Return the path of the cached copy, or the bytes where there is no room; None: neither."""
     key = cache.key(place, size=size, etag=etag, offset=offset)
-    if path := cache.find(key, size=size):
-        count(Traffic(cache_hits=1))
-        return path
-    with cache.turn(key):
-        if path := cache.find(key, size=size):  # another process has fetched it meanwhile
-            count(Traffic(cache_hits=1))
-            return path
-        count(Traffic(cache_misses=1))
-        if whole:
-            data = _read(place, size, offset)
-            return cache.store(key, (data,), size=size) or data
-        if offset is None:
-            _compare(uri, storage.size(uri), size)
-        return cache.store(key, _pieces(place, size, offset or 0), size=size) or uri
+    path = cache.find(key, size=size)
+    if path is None:
+        with cache.turn(key):
+            path = cache.find(key, size=size)
+            if path is None:  # nor has another process fetched it meanwhile
+                count(Traffic(cache_misses=1))
+                return _fetched(cache, key, place, size, offset)
+    count(Traffic(cache_hits=1))
+    return path
+
+
+def _fetched(
+    cache: Cache, key: str, place: str, size: int, offset: int | None
+) -> str | bytes | None:
+    if size < WHOLE_BYTES:
+        data = _read(place, size, offset)
+        return cache.store(key, (data,), size=size) or data
+    _look_at(place, size, offset)
+    return cache.store(key, _pieces(place, size, offset or 0), size=size)
 
 
 def _read(place: str, size: int, offset: int | None) -> bytes:
@@ -190,6 +213,11 @@ def _pieces(place: str, size: int, offset: int) -> Iterator[bytes]:
         data = storage.read_range(place, start=offset + start, length=length)
         _compare(place, size - length + len(data), size)
         yield data
+
+
+def _look_at(place: str, size: int, offset: int | None) -> None:
+    if offset is None:
+        _compare(place, storage.size(place), size)
 
 
 def _compare(uri: str, found: int, wanted: int | None) -> None:

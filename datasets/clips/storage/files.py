@@ -69,25 +69,20 @@ def read_range(uri: str, *, start: int, length: int) -> bytes:
     return _counted(uri, read)
 
 
-def open_seekable(uri: str, *, size: int | None = None, offset: int | None = None) -> IO[bytes]:
+def open_seekable(uri: str, *, size: int | None = None) -> IO[bytes]:
     """Open `uri` for reading at any position; remote files are read in blocks of 1 MB, with retries.
 
     Args:
         uri: The file.
-        size: Length of what is read: saves the request that asks for it. Needed with `offset`.
-        offset: Where it begins in the file: what is opened is that part alone.
+        size: Its length, where it is known: saves the request that asks for it.
     """
-    if is_local(uri) and offset is None:
+    if is_local(uri):
         return guard(uri, lambda: open(local_path(uri), "rb"))
-    if size is None:
-        assert offset is None, "a part of a file has a length"
-        size = stat(uri).size
-    part = RangedFile(
+    remote = RangedFile(
         lambda start, length: read_range(uri, start=start, length=length),
-        size=size,
-        start=offset or 0,
+        size=stat(uri).size if size is None else size,
     )
-    return cast(IO[bytes], part)
+    return cast(IO[bytes], remote)
 
 
 def _counted(uri: str, action: Callable[[Any, str], bytes]) -> bytes:
