@@ -135,7 +135,8 @@ class Cache:
                 now = time.time_ns()
                 os.utime(file.name, ns=(now, now))
                 with self._ledger() as ledger:
-                    ledger[int(key[:2], 16)] += size  # first: killed in between, we count too much
+                    ledger.taken[int(key[:2], 16)] += size
+                    ledger.save()  # first: killed in between, we count too much
                     _renamed(file.name, path)
         except OSError as error:
             self._give_up(error)
@@ -148,9 +149,9 @@ class Cache:
         """Return a new file whose `size` bytes are counted from now on; None if there is no room."""
         with self._ledger() as ledger:
             most = self.limit_bytes - self._incoming_bytes() - size
-            if _total(ledger) > most:
+            if ledger.total > most:
                 self._evict(ledger, most)
-            if _total(ledger) > most:
+            if ledger.total > most:
                 return None  # others are writing that much just now
             name = os.path.join(self.folder, _INCOMING, f"{size}-{secrets.token_hex(8)}")
             file = held.enter_context(_opened(name, os.O_RDWR | os.O_CREAT | os.O_EXCL))
@@ -171,23 +172,23 @@ class Cache:
                     os.unlink(entry.path)
         return total
 
-    def _evict(self, ledger: list[int], most: int) -> None:
+    def _evict(self, ledger: "_Ledger", most: int) -> None:
         """Remove what was least recently used until the objects take `most` bytes, or all were seen."""
         looked_through = 0
-        while _total(ledger) > most and looked_through < FOLDERS:
+        while ledger.total > most and looked_through < FOLDERS:
             sample: list[Kept] = []
             while looked_through < FOLDERS and len(sample) < SAMPLE:
-                number = ledger[FOLDERS]
-                ledger[FOLDERS] = (number + 1) % FOLDERS
+                kept = self._listed(ledger.next)
+                ledger.taken[ledger.next] = sum(one.size for one in kept)
+                ledger.next = (ledger.next + 1) % FOLDERS
                 looked_through += 1
-                kept = self._listed(number)
-                ledger[number] = sum(one.size for one in kept)
                 sample += kept
             part = len(sample) if looked_through == FOLDERS else len(sample) // 2
-            excess = _total(ledger) - most
-            for one in oldest(sample, excess=excess, slack=self.limit_bytes // FOLDERS)[:part]:
+            excess, slack = ledger.total - most, self.limit_bytes // FOLDERS
+            for one in oldest(sample, excess=excess, slack=slack)[:part]:
                 _unlink(one.path)
-                ledger[one.folder] -= one.size
+                ledger.taken[one.folder] -= one.size
+        ledger.save()
 
     def _listed(self, number: int) -> list[Kept]:
         found = []
@@ -198,17 +199,17 @@ class Cache:
         return found
 
     @contextlib.contextmanager
-    def _ledger(self) -> Iterator[list[int]]:
-        """Hold the folder's lock; give the ledger, and write it back."""
+    def _ledger(self) -> Iterator["_Ledger"]:
+        """Hold the folder's lock, and with it its ledger."""
         with _opened(os.path.join(self.folder, "lock"), os.O_RDWR | os.O_CREAT) as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             data = file.read()
             if len(data) == _LEDGER.size:
-                ledger = list(_LEDGER.unpack(data))
+                *taken, number = _LEDGER.unpack(data)
+                yield _Ledger(file, taken, number)
             else:  # new, or somebody deleted the lock but not the objects
-                ledger = [sum(one.size for one in self._listed(n)) for n in range(FOLDERS)] + [0]
-            yield ledger
-            os.pwrite(file.fileno(), _LEDGER.pack(*ledger), 0)
+                taken = [sum(one.size for one in self._listed(n)) for n in range(FOLDERS)]
+                yield _Ledger(file, taken, 0)
 
     def _path(self, key: str) -> str:
         return os.path.join(self.folder, key[:2], key)
@@ -238,8 +239,22 @@ def oldest(sample: list[Kept], *, excess: int, slack: int) -> list[Kept]:
     return chosen
 
 
-def _total(ledger: list[int]) -> int:
-    return sum(ledger[:FOLDERS])
+@dataclass
+class _Ledger:
+    """What the lock file says, while it is locked."""
+
+    file: BinaryIO
+    taken: list[int]
+    """Bytes of each folder."""
+    next: int
+    """Folder to look through next."""
+
+    @property
+    def total(self) -> int:
+        return sum(self.taken)
+
+    def save(self) -> None:
+        os.pwrite(self.file.fileno(), _LEDGER.pack(*self.taken, self.next), 0)
 
 
 def _opened(path: str, flags: int) -> BinaryIO:
