@@ -37,6 +37,8 @@ class S3Server:
     failures: list[tuple[int, str]] = field(default_factory=list)
     """(status, code) of the next requests, used up one by one."""
     requests: list[str] = field(default_factory=list)
+    page: int = 1000
+    """Keys of one answer to a listing."""
     lock: Any = field(default_factory=threading.Lock)
 
 
@@ -99,12 +101,16 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _list(self, objects: dict[str, bytes], bucket: str, query: dict[str, str]) -> None:
         prefix, delimiter = query.get("prefix", ""), query.get("delimiter", "")
-        limit = int(query.get("max-keys", 1000))
-        contents, folders = "", set()
-        for key, data in sorted(objects.items())[:limit]:
-            rest = key[len(prefix) :]
-            if not key.startswith(prefix):
-                continue
+        limit = int(query.get("max-keys", self.store.page))
+        after = query.get("continuation-token", "").encode()
+        contents, folders, token = "", set(), ""
+        found = sorted((k.encode(), k) for k in objects if k.startswith(prefix))
+        left = [key for encoded, key in found if encoded > after]
+        if len(left) > limit:
+            last = escape(left[limit - 1])
+            token = f"<NextContinuationToken>{last}</NextContinuationToken>"
+        for key in left[:limit]:
+            data, rest = objects[key], key[len(prefix) :]
             if delimiter and delimiter in rest:
                 folders.add(prefix + rest.split(delimiter)[0] + delimiter)
                 continue
@@ -119,7 +125,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(
             200,
             f'<?xml version="1.0"?><ListBucketResult><Name>{bucket}</Name><Prefix>{escape(prefix)}</Prefix>'
-            f"<IsTruncated>false</IsTruncated>{contents}{shared}</ListBucketResult>".encode(),
+            f"<IsTruncated>{str(bool(token)).lower()}</IsTruncated>{token}{contents}{shared}</ListBucketResult>".encode(),
         )
 
     def _error(self, status: int, code: str) -> None:
