@@ -86,17 +86,21 @@ def attempt(uri: str, action: Callable[[Any, str], T], *, reads: bool = False) -
 
 def guard(uri: str, action: Callable[[], T]) -> T:
     """Run `action`, which looks up its client itself, with retries and renewed credentials."""
-    kind_of_store = scheme(uri)
+    store = scheme(uri)
+    seconds = float(os.environ.get("CLIPS_STORAGE_RETRY_SECONDS") or _patience.get())
     refreshes = 0
+    first_failure = None  # not the first try: one that hung for long is made again too
 
     def helps(error: BaseException) -> bool:
-        nonlocal refreshes
+        nonlocal refreshes, first_failure
         refusal = refusal_of_credentials(error)
-        if refusal == "expired" or (refusal == "unknown" and kind_of_store in _worked):
+        if refusal == "expired" or (refusal == "unknown" and store in _worked):
+            forget_clients(store)
             refreshes += 1
-            forget_clients(kind_of_store)
             return refreshes <= REFRESHES
-        return is_passing(error)
+        if first_failure is None:
+            first_failure = time.monotonic()
+        return is_passing(error) and time.monotonic() - first_failure < seconds
 
     def before_sleep(state: tenacity.RetryCallState) -> None:
         count(Traffic(retries=1))
@@ -104,19 +108,9 @@ def guard(uri: str, action: Callable[[], T]) -> T:
         tried = state.attempt_number
         _log.info("storage: %s failed, attempt %d: %s", redact(uri), tried, type(why).__name__)
 
-    seconds = float(os.environ.get("CLIPS_STORAGE_RETRY_SECONDS") or _patience.get())
-    gave_out: list[
-        float
-    ] = []  # when the first try failed: one that hung for long is made again too
-
-    def over(state: tenacity.RetryCallState) -> bool:
-        gave_out.append(time.monotonic())
-        return gave_out[-1] - gave_out[0] >= seconds
-
     retrying = tenacity.Retrying(
         retry=tenacity.retry_if_exception(helps),
         wait=tenacity.wait_random_exponential(multiplier=0.2, max=5.0),
-        stop=over,
         before_sleep=before_sleep,
         reraise=True,
     )
@@ -128,7 +122,7 @@ def guard(uri: str, action: Callable[[], T]) -> T:
         if refreshes:
             raise storage_error("expired", uri) from error
         raise explained(error, uri) from error
-    _worked.add(kind_of_store)
+    _worked.add(store)
     return result
 
 

@@ -37,6 +37,10 @@ class S3Server:
     failures: list[tuple[int, str]] = field(default_factory=list)
     """(status, code) of the next requests, used up one by one."""
     requests: list[str] = field(default_factory=list)
+    headers: list[dict[str, str]] = field(default_factory=list)
+    """Of each request, with names in lower case."""
+    silent_seconds: list[float] = field(default_factory=list)
+    """How long the next answers stop in their middle, used up one by one."""
     page: int = 1000
     """Keys of one answer to a listing."""
     lock: Any = field(default_factory=threading.Lock)
@@ -61,6 +65,7 @@ class _Handler(BaseHTTPRequestHandler):
         query = dict(urllib.parse.parse_qsl(split.query, keep_blank_values=True))
         with self.store.lock:
             self.store.requests.append(f"{self.command} {self.path}")
+            self.store.headers.append({k.lower(): v for k, v in self.headers.items()})
             if self.store.failures:
                 return self._error(*self.store.failures.pop(0))
             if f"Credential={self.store.access_key}/" not in self.headers.get("Authorization", ""):
