@@ -45,6 +45,7 @@ Kind = Literal[
     "crashed",  # its decoder's process died of it
     "quarantined",  # not tried, since it has cost processes before
     "io",  # the bytes could not be read
+    "changed",  # not the bytes the manifest was made of
 ]
 
 HARMFUL: tuple[Kind, ...] = ("timeout", "memory", "crashed")
