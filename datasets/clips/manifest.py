@@ -6,7 +6,7 @@ codec, size, rate, ...). Rows are sorted by (video_id, start_s), so that a row's
 for the whole life of a run. `root`, the schema version, the class names, and the hash are in the
 file's metadata.
 
-The hash covers what a row *is* (video_id, size), means (label, labels, boxes, split), and spans
+The hash (`manifest_hash`) covers what a row *is* (video_id, size), means (label, labels, boxes, split), and spans
 (start_s, end_s). It covers neither `root` nor etags nor probe columns: moving a data set from disk
 to a bucket keeps it, and so does probing it again.
 
@@ -34,6 +34,7 @@ import pyarrow.parquet as pq
 
 from clips import storage
 from clips.local_table import LocalTable, Video
+from clips.manifest_hash import table_hash
 
 SCHEMA_VERSION = 1
 
@@ -69,7 +70,6 @@ SCHEMA = pa.schema(
 )
 """The columns of version 1. Width and height are as displayed, after the rotation."""
 
-_HASHED = ("video_id", "size", "label", "labels", "split", "start_s", "end_s", "boxes")
 _KEY = "tubelet.manifest"
 
 
@@ -241,40 +241,6 @@ def held_out(video_id: str, fraction: float) -> bool:
         raise ValueError(f"split is {fraction}; it must be at least 0 and less than 1")
     digest = hashlib.blake2b(video_id.encode(), digest_size=8, person=b"clips.split").digest()
     return int.from_bytes(digest, "little") < int(fraction * 2.0**64)
-
-
-def table_hash(table: pa.Table) -> str:
-    """Return the hash of a sorted table.
-
-    It covers, for each hashed column, name, null flags, lengths, and bytes (little endian).
-    """
-    digest = hashlib.sha256(b"tubelet manifest v1")
-    for name in _HASHED:
-        column = table[name].combine_chunks()
-        values = column.chunk(0) if isinstance(column, pa.ChunkedArray) else column
-        digest.update(name.encode() + b"\0")
-        digest.update(values.is_valid().to_numpy(zero_copy_only=False).astype(np.uint8).tobytes())
-        if pa.types.is_integer(values.type):
-            digest.update(values.to_numpy(zero_copy_only=False).astype("<i8").tobytes())
-        elif pa.types.is_floating(values.type):
-            digest.update(
-                values.fill_null(0.0).to_numpy(zero_copy_only=False).astype("<f8").tobytes()
-            )
-        elif values.null_count < len(values):
-            texts = [_text(value).encode() for value in values.to_pylist()]
-            digest.update(np.array([len(text) for text in texts], "<i8").tobytes())
-            digest.update(b"".join(texts))
-    return digest.hexdigest()
-
-
-def _text(value: object) -> str:
-    if value is None:
-        return ""
-    return (
-        value
-        if isinstance(value, str)
-        else json.dumps(value, sort_keys=True, separators=(",", ":"))
-    )
 
 
 def _table_of(rows: list[Mapping[str, Any]]) -> pa.Table:
