@@ -35,15 +35,15 @@ def rows_hash(column: Column) -> str:
         digest.update(name.encode() + b"\0")
         valid = 0
         kind = pa.null()
-        for piece in _portions(column(name)):
+        for piece in portions(column(name)):
             digest.update(piece.is_valid().to_numpy(zero_copy_only=False).astype(np.uint8).data)
             valid += len(piece) - piece.null_count
             kind = piece.type
         if pa.types.is_integer(kind):
-            _add(digest, (_numbers(piece, "<i8") for piece in _portions(column(name))))
+            _add(digest, (_numbers(piece, "<i8") for piece in portions(column(name))))
         elif pa.types.is_floating(kind):
             _add(
-                digest, (_numbers(piece.fill_null(0.0), "<f8") for piece in _portions(column(name)))
+                digest, (_numbers(piece.fill_null(0.0), "<f8") for piece in portions(column(name)))
             )
         elif valid:
             _add(digest, (np.diff(_bounds(t)).astype("<i8") for t in _texts(column(name))))
@@ -65,7 +65,8 @@ def _numbers(piece: pa.Array, kind: str) -> np.ndarray:
     return np.ascontiguousarray(piece.to_numpy(zero_copy_only=False).astype(kind, copy=False))
 
 
-def _portions(pieces: Iterable[pa.Array]) -> Iterator[pa.Array]:
+def portions(pieces: Iterable[pa.Array]) -> Iterator[pa.Array]:
+    """Cut pieces of a column so that a portion may pass as Python objects."""
     for piece in pieces:
         for start in range(0, len(piece), _PORTION):
             yield piece.slice(start, _PORTION)
@@ -77,7 +78,7 @@ _PORTION = 1 << 16
 
 def _texts(pieces: Iterable[pa.Array]) -> Iterator[pa.Array]:
     """Texts without nulls; lists become JSON."""
-    for piece in _portions(pieces):
+    for piece in portions(pieces):
         if pa.types.is_string(piece.type):
             yield piece.fill_null("")
         else:
