@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from clips import ClipConfig, DecodeConfig, DecodeError, LocalTable, load_clips
 from tubelet.ledger import Ledger, seed64
+from tubelet.selection import Selection
 from tubelet.timetable import Item, Timetable
 
 Batch = Mapping[str, NDArray[Any]]
@@ -72,7 +73,7 @@ class DataPlan:
     timetable: Timetable
     table: LocalTable
     """The manifest's rows; travels as a reference to a file of each node."""
-    rows: tuple[NDArray[np.int64], ...]
+    rows: tuple[Selection | NDArray[np.int64], ...]
     """Manifest rows of each draw; the ledger's indices point into them."""
     held_out_rows: NDArray[np.int64]
     copies: int
@@ -143,9 +144,7 @@ def load_item(plan: DataPlan, item: Item) -> dict[str, Any]:
 def training_source(plan: DataPlan, item: Item) -> dict[str, NDArray[Any]]:
     """Position, epoch, row, visit, copy and validity of a training unit's clips."""
     visits = plan.ledger.unit(item.number)
-    row = np.array(
-        [plan.rows[d][i] for d, i in zip(visits.draw, visits.index, strict=True)], np.int64
-    )
+    row = plan.rows[int(visits.draw[0])][visits.index]  # a unit lies within one draw
     columns = {
         "position": visits.position,
         "epoch": visits.epoch,
