@@ -47,6 +47,7 @@ Kind = Literal[
     "memory",  # more memory wanted than the limit
     "crashed",  # its decoder's process died of it
     "io",  # the bytes could not be read
+    "changed",  # not the bytes the manifest was made of
 ]
 
 
