@@ -2,27 +2,37 @@
 
 The columns that training needs are kept in one Arrow IPC file per node, named by the manifest's
 hash, which every process maps into memory: the operating system holds one copy, whatever the
-number of workers. The file is written beside its final name and moved there, so that processes
-that start together may all make it and none reads half.
+number of workers. The first process that needs it makes the file, portion by portion, while others
+wait; it is written beside its final name and moved there, so that none ever reads half.
 
 A `LocalTable` pickles as its address (manifest, hash, folder), not its rows; unpickling on another
-node maps that node's file, or makes it from the manifest.
+node maps that node's file, or makes it from the manifest's. A process that gets it again with every
+task maps it once.
 """
 
+import bisect
+import contextlib
+import fcntl
+import functools
+import itertools
 import os
 import tempfile
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import pyarrow as pa
+import pyarrow.compute
 
 from clips import storage
 
 if TYPE_CHECKING:
     from clips.manifest import Manifest
 
-_VERSION = 1
+pc: Any = pyarrow.compute  # made at run time: no type checker sees its functions
+
+_VERSION = 2
 _PLAIN = ("video_id", "size", "start_s", "end_s", "frames", "fps", "duration_s", "width", "height")
 
 
@@ -62,16 +72,15 @@ class LocalTable:
         self.root = root
         self.classes = classes
         self._address = address
-        self._columns = {
-            name: table[name].chunk(0) if table.num_rows else table[name]
-            for name in table.column_names
-        }
+        batches = table.to_batches()
+        self._pieces = [dict(zip(b.schema.names, b.columns, strict=True)) for b in batches]
+        self._starts = [0, *itertools.accumulate(b.num_rows for b in batches)][: len(batches)]
         self._rows = table.num_rows
 
     @classmethod
     def of(cls, table: pa.Table, *, root: str, classes: tuple[str, ...]) -> Self:
         """Return the look-up of a manifest's table, in this process's memory."""
-        return cls(_lookup(table, classes), root=root, classes=classes)
+        return cls(_lookup(table.select(_NEEDED), classes), root=root, classes=classes)
 
     @classmethod
     def open(
@@ -91,7 +100,11 @@ class LocalTable:
         """
         path = Path(cache_dir) / f"{hash}-v{_VERSION}.arrow"
         if not path.exists():
-            _write(path, _lookup(_fetched(manifest, hash=hash, cache_dir=cache_dir).table, classes))
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with _alone_in(path.parent):
+                if not path.exists():
+                    portions = _portions(manifest, hash=hash, cache_dir=cache_dir)
+                    _write(path, (_lookup(portion, classes) for portion in portions))
         with pa.memory_map(str(path)) as file:
             table = pa.ipc.open_file(file).read_all()
         uri = manifest if manifest is None or isinstance(manifest, str) else manifest.uri
@@ -104,12 +117,14 @@ class LocalTable:
         """Return the record of one row."""
         assert 0 <= row < self._rows, (row, self._rows)
         row = int(row)
-        plain: dict[str, Any] = {name: self._columns[name][row].as_py() for name in _PLAIN}
+        number = bisect.bisect_right(self._starts, row) - 1
+        columns, place = self._pieces[number], row - self._starts[number]
+        plain: dict[str, Any] = {name: columns[name][place].as_py() for name in _PLAIN}
         return Video(
             uri=storage.join(self.root, plain["video_id"]),
             row=row,
-            label=self._columns["label"][row].as_py(),
-            labels=tuple(self._columns["labels"][row].as_py() or ()),
+            label=columns["label"][place].as_py(),
+            labels=tuple(columns["labels"][place].as_py() or ()),
             **plain,
         )
 
@@ -119,48 +134,87 @@ class LocalTable:
         return _reopen, (*self._address, self.root, self.classes)
 
 
+@functools.lru_cache(maxsize=16)
 def _reopen(
     cache_dir: str, hash: str, uri: str | None, root: str, classes: tuple[str, ...]
 ) -> LocalTable:
     return LocalTable.open(cache_dir, hash=hash, root=root, classes=classes, manifest=uri)
 
 
-def _fetched(manifest: "Manifest | str | None", *, hash: str, cache_dir: str) -> "Manifest":
-    from clips.manifest import read_manifest  # the two files know each other; this side only here
+_NEEDED = [*_PLAIN, "label", "labels"]
 
+
+def _portions(
+    manifest: "Manifest | str | None", *, hash: str, cache_dir: str
+) -> Iterator[pa.Table]:
+    """The rows of a manifest in bounded portions, checked to be those of `hash`."""
     if manifest is None:
         raise ValueError(
             f"{cache_dir} holds no table for the manifest {hash[:12]}, and that manifest was never "
             "written to a file; write it with write_manifest first"
         )
-    found = read_manifest(manifest) if isinstance(manifest, str) else manifest
-    if found.hash != hash:
+    if not isinstance(manifest, str):
+        assert manifest.hash == hash, (manifest.hash, hash)
+        for batch in manifest.table.select(_NEEDED).to_batches(max_chunksize=_PORTION):
+            yield pa.Table.from_batches([batch])
+        return
+    from clips.manifest_file import (
+        ManifestFile,
+    )  # the two files know each other; this side only here
+
+    file = ManifestFile(manifest)
+    if file.hash != hash:
         raise ValueError(
-            f"{storage.redact(str(manifest))} is another manifest by now: its hash is "
-            f"{found.hash[:12]}, this run was started with {hash[:12]}"
+            f"{storage.redact(manifest)} is another manifest by now: its hash is "
+            f"{file.hash[:12]}, this run was started with {hash[:12]}"
         )
-    return found
+    file.check()
+    yield from file.portions(_NEEDED)
+
+
+_PORTION = 1 << 16  # rows
 
 
 def _lookup(table: pa.Table, classes: tuple[str, ...]) -> pa.Table:
-    """Return the columns of a `Video`, labels as class indices, each column in one piece."""
-    place = {name: i for i, name in enumerate(classes)}
+    """Return the columns of a `Video`, labels as class indices."""
+    known = pa.array(classes, pa.string())
     columns = {name: table[name] for name in _PLAIN}
-    columns["label"] = pa.chunked_array(
-        [pa.array([place.get(name) for name in table["label"].to_pylist()], pa.int32())]
-    )
-    several = [None if s is None else [place[n] for n in s] for s in table["labels"].to_pylist()]
-    columns["labels"] = pa.chunked_array([pa.array(several, pa.list_(pa.int32()))])
-    return pa.table(columns).combine_chunks()
+    columns["label"] = pc.index_in(table["label"], value_set=known)
+    pieces = [_indices(piece, known) for piece in table["labels"].chunks]
+    columns["labels"] = pa.chunked_array(pieces, pa.list_(pa.int32()))
+    return pa.table(columns)
 
 
-def _write(path: Path, table: pa.Table) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
+def _indices(labels: pa.ListArray, known: pa.Array) -> pa.Array:
+    """Lists of names as lists of their places; null stays null."""
+    lengths = labels.value_lengths().fill_null(0).to_numpy()
+    ends = pa.array([0, *lengths.cumsum()], pa.int32())
+    places = pc.index_in(labels.flatten(), value_set=known)
+    return pa.ListArray.from_arrays(ends, places, mask=labels.is_null())
+
+
+def _write(path: Path, portions: Iterable[pa.Table]) -> None:
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     os.close(handle)
     try:
-        with pa.OSFile(name, "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
-            writer.write_table(table, max_chunksize=max(1, table.num_rows))
+        with contextlib.ExitStack() as open_files:
+            writer = None
+            for portion in portions:
+                if writer is None:
+                    sink = open_files.enter_context(pa.OSFile(name, "wb"))
+                    writer = open_files.enter_context(pa.ipc.new_file(sink, portion.schema))
+                writer.write_table(portion.combine_chunks())
         os.replace(name, path)
     finally:
         Path(name).unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Keep other processes (and threads) of this machine out until it is done; a death lets them in."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)

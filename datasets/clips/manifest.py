@@ -6,7 +6,7 @@ codec, size, rate, ...). Rows are sorted by (video_id, start_s), so that a row's
 for the whole life of a run. `root`, the schema version, the class names, and the hash are in the
 file's metadata.
 
-The hash covers what a row *is* (video_id, size), means (label, labels, boxes, split), and spans
+The hash (`manifest_hash`) covers what a row *is* (video_id, size), means (label, labels, boxes, split), and spans
 (start_s, end_s). It covers neither `root` nor etags nor probe columns: moving a data set from disk
 to a bucket keeps it, and so does probing it again.
 
@@ -21,19 +21,22 @@ about 30 us.
 
 import functools
 import hashlib
-import itertools
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute
 import pyarrow.parquet as pq
 
 from clips import storage
 from clips.local_table import LocalTable, Video
+from clips.manifest_hash import portions, table_hash
+
+pc: Any = pyarrow.compute  # made at run time: no type checker sees its functions
 
 SCHEMA_VERSION = 1
 
@@ -69,13 +72,14 @@ SCHEMA = pa.schema(
 )
 """The columns of version 1. Width and height are as displayed, after the rotation."""
 
-_HASHED = ("video_id", "size", "label", "labels", "split", "start_s", "end_s", "boxes")
 _KEY = "tubelet.manifest"
+ROW_GROUP = 100_000
+"""Rows of a row group of the file."""
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """A data set in memory: build one with `Manifest.build`, read one with `read_manifest`."""
+    """A data set in memory: build one with `Manifest.build`, read one with `manifest_file.read_manifest`."""
 
     root: str
     """Where the videos are: a local folder or a URI."""
@@ -96,12 +100,13 @@ class Manifest:
             ValueError: No rows, unknown columns, or two rows for the same video and start.
         """
         table = rows if isinstance(rows, pa.Table) else _table_of(list(rows))
-        table = _conformed(table)
+        table = conformed(table)
         if table.num_rows == 0:
             raise ValueError("a manifest needs at least one row")
-        table = table.take(_sort_order(table)).combine_chunks()
+        table = _sorted(table)
         _check_unique(table)
-        return cls(storage.absolute(root), table, _class_names(table), table_hash(table))
+        root = storage.absolute(root) if root else ""  # empty: every row has a whole address
+        return cls(root, table, _class_names(table), table_hash(table))
 
     def __len__(self) -> int:
         return self.table.num_rows
@@ -134,15 +139,26 @@ class Manifest:
         """
         if split is None:
             return np.arange(len(self), dtype=np.int64)
-        column = self.table["split"].to_numpy(zero_copy_only=False)
-        rows = np.flatnonzero(column == split).astype(np.int64)
+        rows = self.in_split(split)
         if not len(rows):
-            known = sorted({str(s) for s in column if s is not None})
             raise ValueError(
                 f"no row of the manifest {self._named()} has split {split!r}; "
-                + (f"splits there: {', '.join(known)}" if known else "its rows have no split")
+                + (
+                    f"splits there: {', '.join(self.splits)}"
+                    if self.splits
+                    else "its rows have no split"
+                )
             )
         return rows
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """Names of the splits that rows have, sorted."""
+        return tuple(sorted(self.table["split"].unique().drop_null().to_pylist()))
+
+    def in_split(self, *names: str | None) -> np.ndarray:
+        """Return the rows (int64, ascending) of these splits, if any; None stands for no split."""
+        return _places(pc.is_in(self.table["split"], value_set=pa.array(names, pa.string())))
 
     def hold_out(self, fraction: float) -> tuple[np.ndarray, np.ndarray]:
         """Split the rows by a hash of their video_id into (training, held-out).
@@ -150,7 +166,12 @@ class Manifest:
         A video's side depends on its name alone: adding videos moves none, and spans of one video
         stay together.
         """
-        held = np.array([held_out(v, fraction) for v in self.table["video_id"].to_pylist()], bool)
+        held = np.concatenate(
+            [
+                _held_out(ids.to_pylist(), fraction)
+                for ids in portions(self.table["video_id"].chunks)
+            ]
+        )
         return np.flatnonzero(~held).astype(np.int64), np.flatnonzero(held).astype(np.int64)
 
     def few_labels(self, rows: np.ndarray, *, per_class: int, seed: int) -> np.ndarray:
@@ -160,9 +181,12 @@ class Manifest:
             ValueError: A class has fewer labelled rows than asked for.
         """
         labels = self.label_indices()[rows]
+        order = np.argsort(labels, kind="stable")
+        by_class = rows[order]
+        bounds = np.searchsorted(labels[order], np.arange(len(self.classes) + 1))
         chosen: list[np.ndarray] = []
         for index, name in enumerate(self.classes):
-            members = rows[labels == index]
+            members = by_class[bounds[index] : bounds[index + 1]]
             if len(members) < per_class:
                 raise ValueError(
                     f"{per_class} labels per class were asked for, but class {name!r} has "
@@ -173,11 +197,8 @@ class Manifest:
 
     def label_indices(self) -> np.ndarray:
         """Return int64 [rows]: the class index of each row, -1 where it has none."""
-        place = {name: i for i, name in enumerate(self.classes)}
-        return np.array(
-            [-1 if name is None else place[name] for name in self.table["label"].to_pylist()],
-            np.int64,
-        )
+        places = pc.index_in(self.table["label"], value_set=pa.array(self.classes, pa.string()))
+        return places.fill_null(-1).to_numpy().astype(np.int64)
 
     def _named(self) -> str:
         return storage.redact(self.uri) if self.uri else f"of {storage.redact(self.root)}"
@@ -185,96 +206,65 @@ class Manifest:
 
 def write_manifest(manifest: Manifest, uri: str) -> Manifest:
     """Write `manifest` to `uri` in one step and return it with that address."""
-    meta = {
-        "schema_version": SCHEMA_VERSION,
-        "root": manifest.root,
-        "classes": list(manifest.classes),
-        "hash": manifest.hash,
-    }
-    table = manifest.table.replace_schema_metadata({_KEY: json.dumps(meta)})
+    meta = file_metadata(root=manifest.root, classes=manifest.classes, hash=manifest.hash)
+    table = manifest.table.replace_schema_metadata(meta)
     sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd", row_group_size=100_000)
+    pq.write_table(table, sink, compression="zstd", row_group_size=ROW_GROUP)
     storage.write_bytes(uri, sink.getvalue().to_pybytes())
     return Manifest(manifest.root, manifest.table, manifest.classes, manifest.hash, uri)
 
 
-def read_manifest(uri: str) -> Manifest:
-    """Read a manifest.
-
-    Raises:
-        ValueError: Nothing there, not a manifest, a newer format, or content that its own hash
-            denies.
-    """
-    data = pa.py_buffer(storage.read_bytes(uri))
-    name = storage.redact(uri)
-    try:
-        file = pq.ParquetFile(pa.BufferReader(data))
-    except (pa.ArrowInvalid, OSError) as error:
-        raise _not_a_manifest(name) from error
-    text = (file.schema_arrow.metadata or {}).get(_KEY.encode())
-    if text is None:
-        raise _not_a_manifest(name)
-    meta = json.loads(text)
-    if meta["schema_version"] > SCHEMA_VERSION:
-        raise ValueError(
-            f"{name} is a manifest of format {meta['schema_version']}; this version reads up to "
-            f"{SCHEMA_VERSION}. Update tubelet, or write it again with jobs/prepare.py"
-        )
-    table = _conformed(file.read()).combine_chunks()
-    if table_hash(table) != meta["hash"]:
-        raise ValueError(
-            f"{name} was changed after it was written: its rows no longer have its hash. "
-            "Write it again with jobs/prepare.py"
-        )
-    return Manifest(meta["root"], table, tuple(meta["classes"]), meta["hash"], uri)
+def file_metadata(*, root: str, classes: Sequence[str], hash: str) -> dict[str, str]:
+    """Return what a manifest's file says of itself."""
+    meta = {
+        "schema_version": SCHEMA_VERSION,
+        "root": root,
+        "classes": list(classes),
+        "hash": hash,
+    }
+    return {_KEY: json.dumps(meta)}
 
 
-def _not_a_manifest(name: str) -> ValueError:
-    return ValueError(
-        f"{name} is not a manifest; make one with: python jobs/prepare.py SOURCE manifest={name}"
-    )
+def description(metadata: Mapping[bytes, bytes] | None) -> dict[str, Any] | None:
+    """Return what a Parquet file's metadata say of it as a manifest; None if it is none."""
+    text = (metadata or {}).get(_KEY.encode())
+    return None if text is None else json.loads(text)
 
 
 def held_out(video_id: str, fraction: float) -> bool:
     """Return whether a video belongs to the held-out `fraction`, by a hash of its name."""
+    return bool(_held_out([video_id], fraction)[0])
+
+
+def _held_out(video_ids: list[str], fraction: float) -> np.ndarray:
     if not 0.0 <= fraction < 1.0:
         raise ValueError(f"split is {fraction}; it must be at least 0 and less than 1")
-    digest = hashlib.blake2b(video_id.encode(), digest_size=8, person=b"clips.split").digest()
-    return int.from_bytes(digest, "little") < int(fraction * 2.0**64)
-
-
-def table_hash(table: pa.Table) -> str:
-    """Return the hash of a sorted table.
-
-    It covers, for each hashed column, name, null flags, lengths, and bytes (little endian).
-    """
-    digest = hashlib.sha256(b"tubelet manifest v1")
-    for name in _HASHED:
-        column = table[name].combine_chunks()
-        values = column.chunk(0) if isinstance(column, pa.ChunkedArray) else column
-        digest.update(name.encode() + b"\0")
-        digest.update(values.is_valid().to_numpy(zero_copy_only=False).astype(np.uint8).tobytes())
-        if pa.types.is_integer(values.type):
-            digest.update(values.to_numpy(zero_copy_only=False).astype("<i8").tobytes())
-        elif pa.types.is_floating(values.type):
-            digest.update(
-                values.fill_null(0.0).to_numpy(zero_copy_only=False).astype("<f8").tobytes()
-            )
-        elif values.null_count < len(values):
-            texts = [_text(value).encode() for value in values.to_pylist()]
-            digest.update(np.array([len(text) for text in texts], "<i8").tobytes())
-            digest.update(b"".join(texts))
-    return digest.hexdigest()
-
-
-def _text(value: object) -> str:
-    if value is None:
-        return ""
-    return (
-        value
-        if isinstance(value, str)
-        else json.dumps(value, sort_keys=True, separators=(",", ":"))
+    hashes = b"".join(
+        hashlib.blake2b(video_id.encode(), digest_size=8, person=b"clips.split").digest()
+        for video_id in video_ids
     )
+    return np.frombuffer(hashes, "<u8") < np.uint64(int(fraction * 2.0**64))
+
+
+def class_names(names: Iterable[str]) -> tuple[str, ...]:
+    """Return the classes of labels that occur: sorted, or 0 .. largest if all are whole numbers."""
+    found = set(names)
+    if found and all(
+        name.isascii() and name.isdigit() and str(int(name)) == name for name in found
+    ):
+        return tuple(str(i) for i in range(max(map(int, found)) + 1))
+    return tuple(sorted(found))
+
+
+def conformed(table: pa.Table) -> pa.Table:
+    """Return the columns of `SCHEMA`, in order; those a table lacks are null."""
+    columns = [
+        table[field.name].cast(field.type)
+        if field.name in table.column_names
+        else pa.nulls(table.num_rows, field.type)
+        for field in SCHEMA
+    ]
+    return pa.Table.from_arrays(columns, schema=SCHEMA)
 
 
 def _table_of(rows: list[Mapping[str, Any]]) -> pa.Table:
@@ -286,45 +276,45 @@ def _table_of(rows: list[Mapping[str, Any]]) -> pa.Table:
     return pa.Table.from_pylist([dict(row) for row in rows], schema=SCHEMA)
 
 
-def _conformed(table: pa.Table) -> pa.Table:
-    """Return the columns of `SCHEMA`, in order; those a table lacks are null."""
-    columns = [
-        table[field.name].cast(field.type)
-        if field.name in table.column_names
-        else pa.nulls(table.num_rows, field.type)
-        for field in SCHEMA
-    ]
-    return pa.Table.from_arrays(columns, schema=SCHEMA)
-
-
-def _sort_order(table: pa.Table) -> np.ndarray:
+def _sorted(table: pa.Table) -> pa.Table:
     """Rows by (video_id as bytes, start_s with null first)."""
-    ids = table["video_id"].to_pylist()
-    starts = [-math.inf if s is None else s for s in table["start_s"].to_pylist()]
-    return np.array(
-        sorted(range(len(ids)), key=lambda i: (ids[i].encode(), starts[i])), dtype=np.int64
-    )
+    keys = pa.table([table["video_id"], table["start_s"].fill_null(-math.inf)], ["id", "start"])
+    order = pc.sort_indices(keys, sort_keys=[("id", "ascending"), ("start", "ascending")])
+    return table.take(order)
 
 
 def _check_unique(table: pa.Table) -> None:
-    names = list(zip(table["video_id"].to_pylist(), table["start_s"].to_pylist(), strict=True))
-    for before, after in itertools.pairwise(names):
-        if before == after:
-            raise ValueError(
-                f"video {after[0]!r} is listed twice"
-                + (f" with start {after[1]:g} s" if after[1] is not None else "")
-                + "; a manifest holds every (video, start) once"
-            )
+    ids, starts = table["video_id"], table["start_s"]
+    same_id = pc.equal(ids[1:], ids[:-1])
+    same_start = pc.equal(starts[1:], starts[:-1]).fill_null(False)
+    no_start = pc.and_(starts[1:].is_null(), starts[:-1].is_null())
+    twice = _places(pc.and_(same_id, pc.or_(same_start, no_start)))
+    if len(twice):
+        video_id, start = (column[int(twice[0])].as_py() for column in (ids, starts))
+        raise listed_twice(video_id, start)
+
+
+def listed_twice(video_id: str, start: float | None) -> ValueError:
+    """Return the error for two rows of the same video and start, in seconds."""
+    return ValueError(
+        f"video {video_id!r} is listed twice"
+        + (f" with start {start:g} s" if start is not None else "")
+        + "; a manifest holds every (video, start) once"
+    )
 
 
 def _class_names(table: pa.Table) -> tuple[str, ...]:
-    names = {name for name in table["label"].to_pylist() if name is not None}
-    names |= {name for several in table["labels"].to_pylist() if several for name in several}
-    if names and all(
-        name.isascii() and name.isdigit() and str(int(name)) == name for name in names
-    ):
-        return tuple(str(i) for i in range(max(map(int, names)) + 1))
-    return tuple(sorted(names))
+    several = pc.list_flatten(table["labels"])
+    return class_names(
+        name
+        for column in (table["label"], several)
+        for name in column.unique().drop_null().to_pylist()
+    )
+
+
+def _places(flags: pa.ChunkedArray) -> np.ndarray:
+    """Where a condition holds (int64); null is no."""
+    return np.flatnonzero(flags.fill_null(False).to_numpy()).astype(np.int64)
 
 
 def _drawn(members: np.ndarray, count: int, *, seed: int, stream: int) -> np.ndarray:

@@ -22,6 +22,7 @@ from clips import HARMFUL, ClipConfig, DecodeConfig, DecodeError, LocalTable
 from clips.disposable import take_clips
 from clips.load import Take
 from tubelet.ledger import Ledger, seed64
+from tubelet.selection import Selection
 from tubelet.timetable import Item, Timetable
 
 Batch = Mapping[str, NDArray[Any]]
@@ -78,7 +79,7 @@ class DataPlan:
     timetable: Timetable
     table: LocalTable
     """The manifest's rows; travels as a reference to a file of each node."""
-    rows: tuple[NDArray[np.int64], ...]
+    rows: tuple[Selection | NDArray[np.int64], ...]
     """Manifest rows of each draw; the ledger's indices point into them."""
     held_out_rows: NDArray[np.int64]
     copies: int
@@ -172,9 +173,7 @@ def load_item(plan: DataPlan, item: Item, *, out: Mapping[int, int] = _NOTHING) 
 def training_source(plan: DataPlan, item: Item) -> dict[str, NDArray[Any]]:
     """Position, epoch, row, visit, copy and validity of a training unit's clips."""
     visits = plan.ledger.unit(item.number)
-    row = np.array(
-        [plan.rows[d][i] for d, i in zip(visits.draw, visits.index, strict=True)], np.int64
-    )
+    row = plan.rows[int(visits.draw[0])][visits.index]  # a unit lies within one draw
     columns = {
         "position": visits.position,
         "epoch": visits.epoch,

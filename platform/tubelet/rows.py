@@ -66,16 +66,13 @@ def split_rows(manifest: Manifest, data: DataConfig) -> tuple[Rows, Rows]:
     Raises:
         UserError: a side that is needed is empty.
     """
-    splits = manifest.table["split"].to_numpy(zero_copy_only=False)
-    named = {str(s) for s in splits if s is not None}
-    if named:
-        training = np.flatnonzero([s is None or s == "train" for s in splits])
-        held_out = np.flatnonzero([s == "val" for s in splits])
+    if manifest.splits:
+        training, held_out = manifest.in_split("train", None), manifest.in_split("val")
     else:
         training, held_out = manifest.hold_out(data.held_out)
     if not len(training):
         raise UserError(
-            f"no row of {data.manifest} is left to train on: its splits are {', '.join(sorted(named)) or 'unnamed'}, "
+            f"no row of {data.manifest} is left to train on: its splits are {', '.join(manifest.splits) or 'unnamed'}, "
             f"data.held_out is {data.held_out:g}; rows of split 'train' or without one are trained on"
         )
     if data.held_out_clips and not len(held_out):
@@ -83,7 +80,7 @@ def split_rows(manifest: Manifest, data: DataConfig) -> tuple[Rows, Rows]:
             f"none of the {len(manifest)} rows of {data.manifest} is held out: raise data.held_out "
             f"({data.held_out:g}), or set data.held_out_clips=0 to train without evaluation"
         )
-    return training.astype(np.int64), held_out.astype(np.int64)
+    return training, held_out
 
 
 def evaluation_rows(held_out: Rows, *, clips: int, seed: int) -> Rows:

@@ -117,9 +117,8 @@ def make_manifest(
 
 def can_hold_out(manifest: Manifest) -> bool:
     """Whether there are videos both to train on and to judge by."""
-    splits = {split for split in manifest.table["split"].to_pylist() if split is not None}
-    if splits:
-        return "val" in splits
+    if manifest.splits:
+        return "val" in manifest.splits
     return all(len(side) for side in manifest.hold_out(HELD_OUT))
 
 

@@ -32,10 +32,8 @@ def labelled_rows(manifest: Manifest, *, held_out: float) -> NDArray[np.int64]:
     Raises:
         UserError: none of them has a label.
     """
-    splits = manifest.table["split"].to_numpy(zero_copy_only=False)
-    named = [s is not None for s in splits]
-    if any(named):
-        chosen = np.flatnonzero(splits == "val").astype(np.int64)
+    if manifest.splits:
+        chosen = manifest.in_split("val")
     elif held_out:
         chosen = manifest.hold_out(held_out)[1]
     else:

@@ -6,6 +6,7 @@ from tubelet.items import DataPlan
 from tubelet.ledger import Ledger
 from tubelet.loops.optimise import Plan
 from tubelet.recipes import Finetune, Pretrain
+from tubelet.selection import compact
 from tubelet.timetable import Timetable
 
 
@@ -42,7 +43,7 @@ def data_plan(
         ledger=ledger,
         timetable=timetable,
         table=manifest.local_table(rows.cache_folder()),
-        rows=draws,
+        rows=tuple(compact(draw, total=len(manifest)) for draw in draws),
         held_out_rows=held_out,
         copies=recipe.data.copies,
         clip=recipe.data.clip,
