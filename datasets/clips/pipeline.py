@@ -216,7 +216,7 @@ def _collect(
     rows: list[dict[str, Any]] = []
     rejected: list[Rejected] = []
     write_rejected([], rejected_uri)  # now, so that an unwritable place shows at once
-    for pairs in spread(entries, work, total=len(entries), seconds=lambda _: decode.seconds):
+    for pairs in spread(entries, work, total=len(entries), seconds=lambda _: decode.wall_seconds):
         for _, one in pairs:
             if isinstance(one, Rejected):
                 rejected.append(one)
