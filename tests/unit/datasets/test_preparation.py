@@ -16,7 +16,7 @@ from clips.ingest import Entry, Rejected
 from clips.manifest import SCHEMA
 from clips.preparation import PrepareConfig, Progress, ScanStopped, compare, find, look
 from clips.settling import Prepared, settle
-from clips.storage_errors import storage_error
+from clips.storage.errors import storage_error
 
 FOUND = {
     **{"container": "mp4", "codec": "h264", "pixel_format": "yuv420p", "width": 64, "height": 48},
