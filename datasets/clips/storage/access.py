@@ -159,7 +159,7 @@ def options(store: str) -> dict[str, Any]:
             "config_kwargs": {
                 "connect_timeout": CONNECT_SECONDS,
                 "read_timeout": READ_SECONDS,
-                "retries": {"max_attempts": 1},
+                "retries": {"total_max_attempts": 1},
             },
         }
     if store in ("http", "https"):
