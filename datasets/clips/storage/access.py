@@ -167,7 +167,10 @@ def options(store: str) -> dict[str, Any]:
 
         silence = aiohttp.ClientTimeout(None, sock_connect=CONNECT_SECONDS, sock_read=READ_SECONDS)
         return {"client_kwargs": {"timeout": silence, "trust_env": True}}
-    return {"use_listings_cache": False} if store in ("gs", "gcs") else {}
+    if store in ("gs", "gcs"):
+        logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # else a page of stack a failed try
+        return {"use_listings_cache": False}
+    return {}
 
 
 def put_if_absent(uri: str, data: bytes) -> bool:
