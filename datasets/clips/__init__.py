@@ -8,7 +8,7 @@
 `import clips` loads neither Ray nor torch nor a decoder, so that a registered model can carry it.
 """
 
-from clips.decode import DecodeConfig, DecodeError, Reader, open_video
+from clips.decode import HARMFUL, DecodeConfig, DecodeError, Reader, open_video
 from clips.ingest import Entry, Found, Probe, Rejected, examine, find_videos, probe
 from clips.load import ClipConfig, load_clips, load_views
 from clips.local_table import LocalTable, Video
@@ -18,6 +18,7 @@ from clips.mixture import MixedTable, Mixture
 from clips.storage import StorageError
 
 __all__ = [
+    "HARMFUL",
     "ClipConfig",
     "DecodeConfig",
     "DecodeError",

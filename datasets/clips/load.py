@@ -146,7 +146,11 @@ def read_crops(take: Take, source: str | bytes | None = None) -> list[np.ndarray
     with open_video(source, config=take.decode, size=take.video.size or None) as reader:
         first, length = span(reader, take.video)
         indices = [first + clip for clip in _times(take, length)]
-        return reader.read(indices, boxes=boxes)
+        try:
+            return reader.read(indices, boxes=boxes)
+        except DecodeError as error:
+            error.stage = "decoding"
+            raise
 
 
 def finish(take: Take, crops_THWC: list[np.ndarray]) -> np.ndarray:

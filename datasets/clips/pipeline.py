@@ -37,7 +37,6 @@ from clips.transcode import Encoder, Quality, make_copy, write_quality
 _log = logging.getLogger(__name__)
 
 _LARGEST_BATCH = 32
-_GRACE_SECONDS = 5.0  # beyond the decoder's own limit, before the process is ended
 
 Result = dict[str, Any] | Rejected
 Examine = Callable[..., Result]
@@ -271,7 +270,7 @@ def _collect(
     """Do the work on all entries and write the list of the rejected ones, in any case."""
     rows: list[dict[str, Any]] = []
     write_rejected(rejected, rejected_uri)  # now, so that an unwritable place shows at once
-    for results in _spread(entries, work, seconds=decode.seconds + _GRACE_SECONDS):
+    for results in _spread(entries, work, seconds=decode.wall_seconds):
         for one in results:
             if isinstance(one, Rejected):
                 rejected.append(one)

@@ -134,10 +134,23 @@ class Ledger:
         """Whether a position holds a visit (else it pads the last step of its draw)."""
         return position % (self.steps_per_draw * self.batch) < self.epochs * self.visits_per_epoch
 
+    def epoch_after(self, step: int) -> int:
+        """The first step after ``step`` that begins in another epoch, or draw, than it does."""
+        local = step % self.steps_per_draw
+        length = self.visits_per_epoch
+        epoch = local * self.batch // length
+        end = min(-(-(epoch + 1) * length // self.batch), self.steps_per_draw)
+        return step - local + end
+
     def visits_in(self, step: int) -> int:
         """How many of a step's positions hold a visit; fewer than ``batch`` in the last step of a draw."""
-        done = (step % self.steps_per_draw) * self.batch
-        return min(self.batch, self.epochs * self.visits_per_epoch - done)
+        return self.visits_before(step + 1) - self.visits_before(step)
+
+    def visits_before(self, step: int) -> int:
+        """How many positions of the steps before this one hold a visit."""
+        draws, local = divmod(step, self.steps_per_draw)
+        per_draw = self.epochs * self.visits_per_epoch
+        return draws * per_draw + min(local * self.batch, per_draw)
 
     def unit(self, unit: int) -> Visits:
         """The visits of a unit, counted from the start of the run.

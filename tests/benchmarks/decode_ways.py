@@ -16,7 +16,6 @@ import torch
 
 from clips import ClipConfig, DecodeConfig, Video, load_clips, open_video, sampling
 from clips.augment.geometry import Box, multi_scale_box
-from clips.decode import Backend
 
 FRAMES, SIZE = 16, 224
 LIMITS = DecodeConfig(seconds=120.0)
@@ -89,7 +88,7 @@ def authors(task: Task) -> list[torch.Tensor]:
     return clips
 
 
-def backend(name: Backend) -> Way:
+def backend(name: str) -> Way:
     """One of our backends raw: whole frames, neither cut nor resized."""
 
     def read(task: Task) -> list[np.ndarray]:

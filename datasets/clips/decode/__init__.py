@@ -4,15 +4,19 @@
 reads the frames of several clips, each with its own crop, decoding every needed frame once.
 Backends:
 
-* `pyav` (default): exact for every codec FFmpeg knows, and decodes only frames that a wanted frame
-  depends on.
+* `pyav`: exact for every codec FFmpeg knows, and decodes only frames that a wanted frame depends
+  on.
 * `decord`: the authors' decoder, for comparison; x86-64 Linux only. It hangs for ever on a few
   damaged files (a missing first keyframe), so use it on a manifest whose files were probed.
+* `auto` (default): the fastest that is exact for the codec. That is `pyav` for every codec measured
+  (docs/benchmarks.md), so there is nothing to choose.
+* `module:Class`: a `Reader` of one's own.
 
 A file that cannot be decoded raises `DecodeError`, whose `kind` says why. It is not a
 `ValueError`: the file is at fault, not the user, and training goes on without it.
 """
 
+import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, Self
@@ -21,7 +25,11 @@ import numpy as np
 
 from clips.augment.geometry import Box
 
-Backend = Literal["pyav", "decord"]
+_BACKENDS = {
+    "auto": "clips.decode.pyav:PyavReader",  # the fastest exact one for every codec measured
+    "pyav": "clips.decode.pyav:PyavReader",
+    "decord": "clips.decode.decord:DecordReader",
+}
 
 Kind = Literal[
     "empty",  # no bytes, or no frames in the video stream
@@ -33,8 +41,17 @@ Kind = Literal[
     "size_change",  # the picture changes its size or orientation in mid-stream
     "too_large",  # more pixels in a frame than the limit
     "timeout",  # not finished within the time limit
+    "memory",  # more memory wanted than the limit
+    "crashed",  # its decoder's process died of it
+    "quarantined",  # not tried, since it has cost processes before
     "io",  # the bytes could not be read
+    "changed",  # not the bytes the manifest was made of
 ]
+
+HARMFUL: tuple[Kind, ...] = ("timeout", "memory", "crashed")
+"""Kinds that cost a process or much time, not only the clip."""
+
+Stage = Literal["opening", "decoding", "process"]
 
 
 class DecodeError(Exception):
@@ -43,12 +60,14 @@ class DecodeError(Exception):
     Attributes:
         kind: Why, one of a fixed set of words.
         message: Details for people.
+        stage: Where: opening and indexing the file, decoding frames of it, or its process ended.
     """
 
-    def __init__(self, kind: Kind, message: str) -> None:
+    def __init__(self, kind: Kind, message: str, *, stage: Stage = "opening") -> None:
         super().__init__(kind, message)
         self.kind: Kind = kind
         self.message = message
+        self.stage: Stage = stage
 
     def __str__(self) -> str:
         return f"{self.kind}: {self.message}"
@@ -58,20 +77,38 @@ class DecodeError(Exception):
 class DecodeConfig:
     """How videos are decoded (recipe section `decode`)."""
 
-    backend: Backend = "pyav"
-    """Decoder: `pyav` (default) or `decord` (x86-64 Linux only)."""
+    backend: str = "auto"
+    """Decoder: `auto` (the fastest exact one), `pyav`, `decord` (x86-64 Linux only), or `module:Class`, a `Reader` of
+    one's own."""
     seconds: float = 20.0
-    """Time limit for one video, opening included; beyond it the video counts as bad."""
+    """Processor time for one video, opening included, and half of the time by the clock; beyond it the video is bad."""
+    memory_gb: float = 4.0
+    """Memory that the decoding of one video may take."""
     max_pixels: int = 4096 * 2304
     """Largest frame that is decoded, in pixels: a damaged header can ask for gigabytes."""
 
     def __post_init__(self) -> None:
-        if self.backend not in ("pyav", "decord"):
-            raise ValueError(f"decode.backend is {self.backend!r}; allowed: pyav, decord")
+        if self.backend not in _BACKENDS and not all(self.backend.partition(":")):
+            raise ValueError(
+                f"decode.backend is {self.backend!r}; allowed: {', '.join(_BACKENDS)}, or module:Class, a Reader of "
+                "your own"
+            )
         if self.seconds <= 0:
             raise ValueError(f"decode.seconds is {self.seconds}; it must be positive")
+        if self.memory_gb <= 0:
+            raise ValueError(f"decode.memory_gb is {self.memory_gb}; it must be positive")
         if self.max_pixels < 1:
             raise ValueError(f"decode.max_pixels is {self.max_pixels}; it must be positive")
+
+    @property
+    def wall_seconds(self) -> float:
+        """Time by the clock after which a decoder is ended: a busy machine is no fault of the file."""
+        return 2 * self.seconds
+
+    @property
+    def memory_bytes(self) -> int:
+        """`memory_gb` in bytes."""
+        return int(self.memory_gb * 2**30)
 
 
 DEFAULT_DECODE = DecodeConfig()
@@ -123,6 +160,16 @@ class Reader(Protocol):
     def __exit__(self, *exc_info: object) -> None: ...
 
 
+class ReaderClass(Protocol):
+    """What `decode.backend` names: called with a source, it opens it."""
+
+    def __call__(
+        self, source: str | bytes, *, config: DecodeConfig, size: int | None = None
+    ) -> Reader:
+        """Open `source`; see `open_video`."""
+        ...
+
+
 def open_video(
     source: str | bytes, *, config: DecodeConfig = DEFAULT_DECODE, size: int | None = None
 ) -> Reader:
@@ -135,13 +182,26 @@ def open_video(
 
     Raises:
         DecodeError: The video cannot be read.
-        ValueError: The backend is not installed.
+        ValueError: The backend is not installed, or is none.
     """
-    # Imported here: `import clips` stays light, and decord does not exist everywhere.
-    if config.backend == "decord":
-        from clips.decode.decord import DecordReader
+    return reader_class(config.backend)(source, config=config, size=size)
 
-        return DecordReader(source, config=config, size=size)
-    from clips.decode.pyav import PyavReader
 
-    return PyavReader(source, config=config, size=size)
+def reader_class(backend: str) -> ReaderClass:
+    """Return the class that `decode.backend` names.
+
+    Raises:
+        ValueError: Its module cannot be imported, or has no such class.
+    """
+    # Imported here: `import clips` stays light, and not every decoder exists everywhere.
+    module, _, name = _BACKENDS.get(backend, backend).partition(":")
+    try:
+        found = getattr(importlib.import_module(module), name, None)
+    except ImportError as error:
+        raise ValueError(
+            f"decode.backend is {backend!r}, but {module} cannot be imported ({error}); it must be on the "
+            "Python path of every node"
+        ) from error
+    if not isinstance(found, type):
+        raise ValueError(f"decode.backend is {backend!r}, but {module} has no class {name}")
+    return found

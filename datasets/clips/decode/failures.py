@@ -23,6 +23,10 @@ def decode_errors(doing: str) -> Iterator[None]:
 
 
 def _kind(error: Exception) -> Kind:
+    if isinstance(error, MemoryError) or (
+        isinstance(error, OSError) and error.errno == errno.ENOMEM
+    ):
+        return "memory"
     if isinstance(error, av.error.InvalidDataError | av.error.EOFError):
         return "corrupt"
     if isinstance(error, av.error.DecoderNotFoundError | av.error.PatchWelcomeError):

@@ -80,7 +80,8 @@ class PyavReader:
         self._source = source
         self._size = size
         self._keep_bytes = keep_bytes
-        self._deadline = time.monotonic() + config.seconds
+        # The thread's own time: neither a busy machine nor a slow storage is the file's fault.
+        self._deadline = time.thread_time() + config.seconds
         self._reformatter = VideoReformatter()
         self.rotation = 0
         """Degrees by which the decoded frames were turned; known once a frame was read."""
@@ -367,7 +368,7 @@ class PyavReader:
             )
 
     def _check_time(self, doing: str) -> None:
-        if time.monotonic() > self._deadline:
+        if time.thread_time() > self._deadline:
             raise DecodeError("timeout", f"over {self._config.seconds:g} s while {doing}")
 
 

@@ -13,6 +13,7 @@ from xml.sax.saxutils import escape
 import pytest
 
 from clips import storage
+from clips.storage import access
 
 
 @pytest.fixture(scope="session")
@@ -36,6 +37,12 @@ class S3Server:
     failures: list[tuple[int, str]] = field(default_factory=list)
     """(status, code) of the next requests, used up one by one."""
     requests: list[str] = field(default_factory=list)
+    headers: list[dict[str, str]] = field(default_factory=list)
+    """Of each request, with names in lower case."""
+    silent_seconds: list[float] = field(default_factory=list)
+    """How long the next answers stop in their middle, used up one by one."""
+    page: int = 1000
+    """Keys of one answer to a listing."""
     lock: Any = field(default_factory=threading.Lock)
 
 
@@ -58,6 +65,7 @@ class _Handler(BaseHTTPRequestHandler):
         query = dict(urllib.parse.parse_qsl(split.query, keep_blank_values=True))
         with self.store.lock:
             self.store.requests.append(f"{self.command} {self.path}")
+            self.store.headers.append({k.lower(): v for k, v in self.headers.items()})
             if self.store.failures:
                 return self._error(*self.store.failures.pop(0))
             if f"Credential={self.store.access_key}/" not in self.headers.get("Authorization", ""):
@@ -89,6 +97,8 @@ class _Handler(BaseHTTPRequestHandler):
         wanted = self.headers.get("Range")
         if wanted:
             first, last = wanted.removeprefix("bytes=").split("-")
+            if int(first) >= len(data):
+                return self._error(416, "InvalidRange")
             part = data[int(first) : int(last or len(data)) + 1]
             span = f"bytes {first}-{int(first) + len(part) - 1}/{len(data)}"
             return self._send(206, part, {"Content-Range": span, "ETag": '"e"'})
@@ -96,12 +106,16 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _list(self, objects: dict[str, bytes], bucket: str, query: dict[str, str]) -> None:
         prefix, delimiter = query.get("prefix", ""), query.get("delimiter", "")
-        limit = int(query.get("max-keys", 1000))
-        contents, folders = "", set()
-        for key, data in sorted(objects.items())[:limit]:
-            rest = key[len(prefix) :]
-            if not key.startswith(prefix):
-                continue
+        limit = int(query.get("max-keys", self.store.page))
+        after = query.get("continuation-token", "").encode()
+        contents, folders, token = "", set(), ""
+        found = sorted((k.encode(), k) for k in objects if k.startswith(prefix))
+        left = [key for encoded, key in found if encoded > after]
+        if len(left) > limit:
+            last = escape(left[limit - 1])
+            token = f"<NextContinuationToken>{last}</NextContinuationToken>"
+        for key in left[:limit]:
+            data, rest = objects[key], key[len(prefix) :]
             if delimiter and delimiter in rest:
                 folders.add(prefix + rest.split(delimiter)[0] + delimiter)
                 continue
@@ -116,7 +130,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(
             200,
             f'<?xml version="1.0"?><ListBucketResult><Name>{bucket}</Name><Prefix>{escape(prefix)}</Prefix>'
-            f"<IsTruncated>false</IsTruncated>{contents}{shared}</ListBucketResult>".encode(),
+            f"<IsTruncated>{str(bool(token)).lower()}</IsTruncated>{token}{contents}{shared}</ListBucketResult>".encode(),
         )
 
     def _error(self, status: int, code: str) -> None:
@@ -160,7 +174,5 @@ def use_s3(monkeypatch: pytest.MonkeyPatch, *, endpoint: str) -> None:
     monkeypatch.setenv("AWS_CONFIG_FILE", "/dev/null")
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     monkeypatch.setenv("CLIPS_STORAGE_RETRY_SECONDS", "2")
-    import fsspec
-
-    fsspec.get_filesystem_class("s3").clear_instance_cache()  # clients keep their credentials
-    storage._s3_client_of.cache_clear()
+    storage.forget_clients("s3")
+    access._worked.clear()  # as in a new process

@@ -356,8 +356,8 @@ def test_a_time_limit_ends_reading_and_decoding(monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(DecodeError, match="timeout: over 1e-09 s while reading the index"):
         PyavReader(MP4, config=DecodeConfig(seconds=1e-9))
     with PyavReader(MP4, config=DecodeConfig(seconds=30)) as reader:
-        now = time.monotonic()
-        monkeypatch.setattr(time, "monotonic", lambda: now + 31)
+        now = time.thread_time()
+        monkeypatch.setattr(time, "thread_time", lambda: now + 31)
         with pytest.raises(DecodeError, match="timeout: over 30 s while decoding packet"):
             reader.read([np.array([69])])
 
@@ -407,12 +407,37 @@ def test_every_bad_file_is_usable_or_refused_with_a_reason(videos: Path) -> None
 
 
 def test_settings_out_of_range_name_their_key() -> None:
-    with pytest.raises(ValueError, match=r"decode\.backend is 'gpu'; allowed: pyav, decord"):
-        DecodeConfig(backend="gpu")  # pyright: ignore[reportArgumentType]
+    for wrong in ("gpu", "module:", ":Class"):
+        with pytest.raises(
+            ValueError,
+            match=rf"^decode\.backend is '{wrong}'; allowed: auto, pyav, .*, or module:Class, a Reader",
+        ):
+            DecodeConfig(backend=wrong)
     with pytest.raises(ValueError, match=r"decode\.seconds is 0; it must be positive"):
         DecodeConfig(seconds=0)
     with pytest.raises(ValueError, match=r"decode\.max_pixels is 0"):
         DecodeConfig(max_pixels=0)
+
+
+def test_a_reader_of_ones_own_is_named_by_its_module(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "own_reader.py").write_text(
+        "from clips.decode.pyav import PyavReader\n\n\nclass Reader(PyavReader):\n    own = True\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    with open_video(MP4, config=DecodeConfig(backend="own_reader:Reader")) as reader:
+        assert (reader.frames, getattr(reader, "own", False)) == (COUNT, True)
+    with pytest.raises(
+        ValueError,
+        match=r"^decode.backend is 'own_reader:Raeder', but own_reader has no class Raeder$",
+    ):
+        open_video(MP4, config=DecodeConfig(backend="own_reader:Raeder"))
+    with pytest.raises(
+        ValueError,
+        match=r"^decode.backend is 'no_such:Reader', but no_such cannot be imported \(No module",
+    ):
+        open_video(MP4, config=DecodeConfig(backend="no_such:Reader"))
 
 
 def test_a_decode_error_travels_between_processes() -> None:

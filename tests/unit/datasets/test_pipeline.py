@@ -84,7 +84,7 @@ def test_files_that_end_or_hang_their_process_are_rejected_and_no_others(
         "000007.mp4": "crashed",
         "000013.mp4": "crashed",
     }
-    assert "ended the process, or took over 6 s" in prepared.rejected[0].message
+    assert "ended the process, or took over 2 s" in prepared.rejected[0].message
     assert len(prepared.manifest) == 18
 
 

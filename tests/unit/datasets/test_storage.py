@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from clips import storage, storage_errors
+from clips import storage
 from clips.storage import StorageError
+from clips.storage.errors import explained
 
 # --- local ---------------------------------------------------------------------------------
 
@@ -115,7 +116,7 @@ def test_errors_show_no_secrets() -> None:
 
 def test_a_servers_words_are_quoted_whole_but_for_secrets() -> None:
     said = 'Could not connect to "https://me:hunter2@host/key?X-Amz-Signature=abc": refused'
-    message = str(storage_errors.explained(ConnectionError(said), "s3://videos/a"))
+    message = str(explained(ConnectionError(said), "s3://videos/a"))
     assert '(ConnectionError: Could not connect to "https://host/key": refused)' in message
 
 
@@ -200,7 +201,7 @@ def test_missing_credentials_say_how_to_give_them(s3: Any, monkeypatch: pytest.M
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", "/nonexistent")
-    storage._s3_client_of.cache_clear()
+    storage.forget_clients("s3")
     for attempt in (
         lambda: list(storage.list_files("s3://videos/")),
         lambda: storage.create_exclusive("s3://videos/claim", b""),

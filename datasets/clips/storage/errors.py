@@ -10,6 +10,8 @@ import re
 from collections.abc import Iterator
 from typing import Literal
 
+from clips.storage.names import redact, scheme
+
 ErrorKind = Literal[
     "missing",
     "no_bucket",
@@ -24,10 +26,7 @@ ErrorKind = Literal[
 _ADVICE: dict[ErrorKind, tuple[str, str]] = {
     "missing": ("there is nothing at", "check the spelling"),
     "no_bucket": ("the bucket does not exist:", "check its name, and AWS_ENDPOINT_URL"),
-    "no_credentials": (
-        "no credentials for",
-        "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or give the machine a role",
-    ),
+    "no_credentials": ("no credentials for", ""),
     "denied": (
         "access denied to",
         "check the permissions (for a bucket, those of your credentials)",
@@ -36,6 +35,12 @@ _ADVICE: dict[ErrorKind, tuple[str, str]] = {
     "unreachable": ("cannot reach the storage of", "check the network, and AWS_ENDPOINT_URL"),
     "unsupported": ("cannot open", "use a local path, s3://, or install what fsspec asks for"),
     "failed": ("the storage failed on", "see the server's answer"),
+}
+_GOOGLE = "set GOOGLE_APPLICATION_CREDENTIALS, run gcloud auth application-default login, or give the machine a role"
+_CREDENTIALS = {
+    "s3": "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or give the machine a role",
+    "gs": _GOOGLE,
+    "gcs": _GOOGLE,
 }
 
 
@@ -54,19 +59,11 @@ class StorageError(ValueError):
         return self.args[1]
 
 
-def redact(uri: str) -> str:
-    """Return `uri` without user, password, and query: fit for messages and logs."""
-    if "://" not in uri:
-        return uri
-    scheme, rest = uri.split("://", 1)
-    rest = rest.split("?", 1)[0] if scheme in ("http", "https") or "X-Amz-" in rest else rest
-    place, slash, path = rest.partition("/")
-    return f"{scheme}://{place.rpartition('@')[2]}{slash}{path}"
-
-
 def storage_error(kind: ErrorKind, uri: str, detail: str = "") -> StorageError:
     """Return the error for `uri`: what is wrong, the detail, and what to do."""
     what, advice = _ADVICE[kind]
+    if kind == "no_credentials":
+        advice = _CREDENTIALS.get(scheme(uri), "see its documentation")
     return StorageError(
         kind, f"{what} {redact(uri)}" + (f" ({detail})" if detail else "") + f"; {advice}"
     )
@@ -87,7 +84,7 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 
 
 def _codes(error: BaseException) -> set[str]:
-    """Return the S3 error codes and the class names of an error and its causes."""
+    """Return the servers' error codes and the class names of an error and its causes."""
     found: set[str] = set()
     for link in _chain(error):
         found.add(type(link).__name__)
@@ -95,35 +92,49 @@ def _codes(error: BaseException) -> set[str]:
         if isinstance(response, dict):
             found.add(str(response.get("Error", {}).get("Code")))
             found.add(str(response.get("ResponseMetadata", {}).get("HTTPStatusCode")))
+        found.add(str(getattr(link, "status", "")))  # aiohttp's
+        found.add(str(getattr(link, "code", "")))  # gcsfs's
+        if isinstance(link, OSError) and str(link).startswith("Forbidden: "):
+            found.add("403")  # gcsfs says no more than that
+        if "Anonymous caller" in str(link):
+            found.add("NoCredentialsError")
     return found
 
 
 _PASSING = {
     *("ConnectionError", "ConnectionResetError", "ConnectionRefusedError", "BrokenPipeError"),
     *("EndpointConnectionError", "ConnectionClosedError", "ConnectTimeoutError"),
-    *("ReadTimeoutError", "ClientConnectorError", "ServerDisconnectedError"),
+    *("ReadTimeoutError", "ClientConnectorError", "ServerDisconnectedError", "ClientOSError"),
+    *("ServerTimeoutError", "ConnectionTimeoutError", "SocketTimeoutError", "FSTimeoutError"),
+    *("ProxyError", "ReadTimeout", "ConnectTimeout", "TooManyRequests", "408", "429"),
     *("ClientPayloadError", "IncompleteReadError"),
     *("ResponseStreamingError", "HTTPClientError", "TimeoutError", "RequestTimeout", "SlowDown"),
     *("InternalError", "ServiceUnavailable", "500", "502", "503", "504"),
 }
-_EXPIRED = {
+_EXPIRED = {  # the server, or whoever gives out credentials, says that they were good once
     "ExpiredToken",
     "ExpiredTokenException",
     "TokenRefreshRequired",
     "RequestExpired",
     "TokenRetrievalError",
     "UnauthorizedSSOTokenError",
+    "RefreshError",
+}
+_UNKNOWN = {  # wrong from the start, or exchanged for others while we ran
+    "InvalidAccessKeyId",
+    "SignatureDoesNotMatch",
+    "InvalidToken",
 }
 _NO_CREDENTIALS = {
     "NoCredentialsError",
     "PartialCredentialsError",
     "CredentialRetrievalError",
     "ProfileNotFound",
+    "DefaultCredentialsError",
 }
 _DENIED = {
+    *_UNKNOWN,
     "AccessDenied",
-    "InvalidAccessKeyId",
-    "SignatureDoesNotMatch",
     "PermissionError",
     "403",
     "401",
@@ -137,6 +148,26 @@ def is_passing(error: BaseException) -> bool:
     return bool(codes & _PASSING) and not codes & (_EXPIRED | _NO_CREDENTIALS | _DENIED)
 
 
+def refusal_of_credentials(error: BaseException) -> Literal["expired", "unknown"] | None:
+    """Return whether new credentials may help: these have expired, or the server does not know them."""
+    codes = _codes(error)
+    return "expired" if codes & _EXPIRED else "unknown" if codes & _UNKNOWN else None
+
+
+def is_past_the_end(error: BaseException) -> bool:
+    """Return whether a range was asked for that begins at or after the end of the file."""
+    return bool(_codes(error) & {"InvalidRange", "416"})
+
+
+def hides_its_code(error: BaseException) -> bool:
+    """Return whether S3 refused a HEAD request: its answer has no body, and so no code that says why."""
+    return any(
+        isinstance(response := getattr(link, "response", None), dict)
+        and str(response.get("Error", {}).get("Code")) in ("400", "403")
+        for link in _chain(error)
+    )
+
+
 def _kind(error: BaseException) -> ErrorKind:
     codes = _codes(error)
     if codes & _EXPIRED:
@@ -147,13 +178,17 @@ def _kind(error: BaseException) -> ErrorKind:
         return "denied"
     if "NoSuchBucket" in codes:
         return "no_bucket"
+    if (
+        codes & _PASSING
+    ):  # before "missing": fsspec says that of a web server which cannot be reached
+        return "unreachable"
     if codes & {"FileNotFoundError", "NoSuchKey", "404", "IsADirectoryError", "NotADirectoryError"}:
         return "missing"
     if codes & {"ImportError", "ModuleNotFoundError"} or (
         isinstance(error, ValueError) and "rotocol" in str(error)
     ):
         return "unsupported"
-    return "unreachable" if codes & _PASSING else "failed"
+    return "failed"
 
 
 def _detail(error: BaseException) -> str:
