@@ -1,13 +1,14 @@
 """Make a manifest of videos:  python jobs/prepare.py SOURCE manifest=FILE.parquet [key=value ...].
 
-SOURCE is a folder, an s3:// prefix, or a list file. Keys: labels=folders, split=0.05, root=FOLDER
-(of a list file's paths), decode.seconds=20; `--help` explains them all. Example:
+SOURCE is a folder, an s3:// or gs:// prefix, or a list file, which may also name https:// videos. Keys: labels=folders,
+split=0.05, root=FOLDER (of a list file's paths), clips_per_minute=6, decode.seconds=20; `--help` explains them all. The
+same command goes on where it stopped, and later looks only at what is new or has changed. Example:
 
     python jobs/prepare.py videos/train manifest=train.parquet labels=folders split=0.05
 """
 
 from clips import storage
-from clips.pipeline import PrepareConfig, find, prepare
+from clips.pipeline import PrepareConfig, ScanStopped, compare, find, prepare
 from tubelet import cluster, config, file_jobs, terminal
 
 _USAGE = (
@@ -21,16 +22,36 @@ def main(arguments: list[str]) -> int:
     named = file_jobs.name_source(arguments, what="SOURCE", usage=_USAGE)
     recipe = config.from_command_line(PrepareConfig, named, needs_recipe=False)
     with terminal.console_and_log(file_jobs.log_file("prepare")):
-        found = find(recipe)
-        cluster.connect(trainer_cpus=0)
-        with file_jobs.progress("probe", len(found), unit="files", kept="kept") as show:
-            prepared = prepare(recipe, found=found, progress=show)
-        file_jobs.show_rejected(prepared.rejected, prepared.rejected_uri)
-        manifest = prepared.manifest
+        with terminal.progress("list", None, unit="files") as bar:
+            found = find(recipe, progress=bar.update)
+        plan = compare(recipe, found)
+        if plan.known or plan.resumed:
+            terminal.say(
+                f"{plan.videos} videos: {plan.known} are known and unchanged, {plan.resumed} were looked at by the "
+                f"scan that was interrupted, {len(plan.todo)} are to be looked at"
+            )
+        total = len(plan.todo)
+        if total:
+            cluster.connect(trainer_cpus=0)
+        try:
+            with file_jobs.progress("probe", total, unit="files", kept="kept") as show:
+                prepared = prepare(recipe, plan=plan, progress=show)
+        except ScanStopped as error:
+            terminal.complain(f"error: {error}")
+            return config.STOPPED
+        file_jobs.show_rejected(
+            prepared.first_rejected, prepared.rejected_uri, reasons=prepared.reasons
+        )
+        if prepared.before:
+            terminal.say(
+                f"beside the manifest before: {prepared.new} videos are new, {prepared.changed} have changed, "
+                f"{prepared.removed} are gone, {prepared.unchanged} are as they were"
+            )
+        rows = f" ({prepared.rows} rows)" if prepared.rows != prepared.videos else ""
         terminal.say(
-            f"{len(manifest)} videos accepted, {len(prepared.rejected)} rejected, "
-            f"{len(manifest.classes)} classes: {storage.redact(recipe.manifest)} "
-            f"(hash {manifest.hash[:12]})"
+            f"{prepared.videos} videos{rows} accepted, {sum(prepared.reasons.values())} rejected, "
+            f"{len(prepared.classes)} classes: {storage.redact(recipe.manifest)} "
+            f"(hash {prepared.hash[:12]})"
         )
     return config.DONE
 

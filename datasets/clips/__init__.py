@@ -9,12 +9,13 @@
 """
 
 from clips.decode import HARMFUL, DecodeConfig, DecodeError, Reader, open_video
-from clips.ingest import Entry, Found, Probe, Rejected, examine, find_videos, probe
+from clips.ingest import Entry, Probe, Rejected, examine, probe
 from clips.load import ClipConfig, load_clips, load_views
 from clips.local_table import LocalTable, Video
 from clips.manifest import Manifest, held_out, write_manifest
 from clips.manifest_file import read_manifest
 from clips.mixture import MixedTable, Mixture
+from clips.sources import Found, find_videos
 from clips.storage import StorageError
 
 __all__ = [

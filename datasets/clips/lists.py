@@ -7,16 +7,19 @@ Three forms are read, told apart by their first line:
 * a CSV with a header: `path`, then any of `label`, `split`, `start_s`, `end_s`. The only form for
   paths with spaces.
 
-A label of -1 means none. Every mistake is collected and reported with its line, together with what
-is allowed.
+Paths may be relative, absolute, or URIs (`s3://`, `gs://`, `https://`), also of different places. An
+address that holds a password or a signature is refused. A label of -1 means none. Every mistake is
+collected and reported with its line, together with what is allowed.
 """
 
+import codecs
 import csv
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from clips import storage
+from clips.addresses import refusal, secret_in, shown
 
 _ALLOWED = (
     "allowed: 'path label' (one space, no spaces in the path), 'path 0 -1', or a CSV whose first "
@@ -24,6 +27,7 @@ _ALLOWED = (
 )
 _COLUMNS = ("path", "label", "split", "start_s", "end_s")
 _MOST_SHOWN = 10
+_WHOLE_BYTES = 16 << 20  # longer lists are read in parts of this size
 
 
 @dataclass(frozen=True)
@@ -36,51 +40,101 @@ class Listed:
     split: str | None = None
     start_s: float | None = None
     end_s: float | None = None
+    line: int = 0
+    """Where it stands, from 1."""
 
 
 class _Mistake(ValueError):
     """What is wrong with one line."""
 
 
-def read_list(uri: str) -> list[Listed]:
-    """Return the lines of a list file.
+class Mistakes:
+    """The mistakes of a list file: all are counted, the first are kept for the message."""
+
+    def __init__(self, uri: str) -> None:
+        """Start without any; `uri` is the list."""
+        self._name = storage.redact(uri)
+        self._shown: list[str] = []
+        self._count = 0
+
+    def add(self, line: int, text: str) -> None:
+        """Remember what is wrong with a line."""
+        self._count += 1
+        if len(self._shown) < _MOST_SHOWN:
+            self._shown.append(f"{self._name}:{line}: {text}")
+
+    def check(self) -> None:
+        """Raise a ValueError if there are any: each with its line, and what is allowed."""
+        if self._count:
+            more = self._count - len(self._shown)
+            rest = [f"and {more} more lines"] if more else []
+            raise ValueError("\n".join([*self._shown, *rest, _ALLOWED]))
+
+
+def read_list(uri: str) -> Iterator[Listed]:
+    """Yield the lines of a list file, which may be longer than fits in memory.
 
     Raises:
-        ValueError: It is missing, empty, or no text, or has wrong lines (each named `file:line`).
+        ValueError: It is missing, empty, or no text, or has wrong lines (each named `file:line`;
+            raised after the last good line).
     """
     name = storage.redact(uri)
+    mistakes = Mistakes(uri)
+    columns: list[str] | None = None
+    rows = 0
     try:
-        text = storage.read_bytes(uri).decode("utf-8-sig")
+        for number, line in _numbered(uri):
+            if columns is None:
+                columns = _header(line)
+                unknown = [column for column in columns if column not in _COLUMNS]
+                if unknown:
+                    raise ValueError(
+                        f"{name}:{number}: unknown column {', '.join(unknown)}; {_ALLOWED}"
+                    )
+                if columns:
+                    continue
+            rows += 1
+            try:
+                row = _csv_row(line, columns, number) if columns else _plain_row(line, number)
+                secret = secret_in(row.path)
+                if secret:
+                    raise _Mistake(f"{shown(row.path)} {refusal(secret)}")
+            except _Mistake as mistake:
+                mistakes.add(number, str(mistake))
+            else:
+                yield row
     except UnicodeDecodeError as error:
         raise ValueError(f"{name} is not a text file; {_ALLOWED}") from error
-    lines = [(n, line.strip()) for n, line in enumerate(text.split("\n"), 1) if line.strip()]
-    if not lines:
+    if columns is None:
         raise ValueError(f"{name} is empty; {_ALLOWED}")
-    columns = _header(lines[0][1])
-    if columns:
-        lines = lines[1:]
-        unknown = [column for column in columns if column not in _COLUMNS]
-        if unknown:
-            raise ValueError(f"{name}:1: unknown column {', '.join(unknown)}; {_ALLOWED}")
-    rows: list[Listed] = []
-    mistakes: list[str] = []
-    seen: dict[tuple[str, float | None], int] = {}
-    for number, line in lines:
-        try:
-            row = _csv_row(line, columns) if columns else _plain_row(line)
-            first = seen.setdefault((row.path, row.start_s), number)
-            if first != number:
-                raise _Mistake(f"{row.path!r} stands on line {first} already")
-            rows.append(row)
-        except _Mistake as mistake:
-            mistakes.append(f"{name}:{number}: {mistake}")
-    if mistakes:
-        more = len(mistakes) - _MOST_SHOWN
-        shown = mistakes[:_MOST_SHOWN] + ([f"and {more} more lines"] if more > 0 else [])
-        raise ValueError("\n".join([*shown, _ALLOWED]))
     if not rows:
         raise ValueError(f"{name} has a header but no lines below it; {_ALLOWED}")
-    return rows
+    mistakes.check()
+
+
+def _numbered(uri: str) -> Iterator[tuple[int, str]]:
+    """Yield the lines that hold something, with their numbers."""
+    decoder = codecs.getincrementaldecoder("utf-8-sig")()
+    number, rest = 0, ""
+    for data in _parts(uri):
+        *lines, rest = (rest + decoder.decode(data)).split("\n")
+        for text in lines:
+            number += 1
+            if text.strip():
+                yield number, text.strip()
+    rest += decoder.decode(b"", final=True)
+    if rest.strip():
+        yield number + 1, rest.strip()
+
+
+def _parts(uri: str) -> Iterator[bytes]:
+    """Yield the file's bytes: whole if it is short, or where a web server may not know of ranges."""
+    size = 0 if uri.startswith(("http://", "https://")) else storage.size(uri)
+    if size <= _WHOLE_BYTES:
+        yield storage.read_bytes(uri)
+        return
+    for start in range(0, size, _WHOLE_BYTES):
+        yield storage.read_range(uri, start=start, length=_WHOLE_BYTES)
 
 
 def _header(line: str) -> list[str]:
@@ -89,23 +143,23 @@ def _header(line: str) -> list[str]:
     return columns if "path" in columns else []
 
 
-def _plain_row(line: str) -> Listed:
+def _plain_row(line: str, number: int) -> Listed:
     path, *fields = line.split(" ")
     if not fields:
-        raise _Mistake(f"no label after {path!r}")
+        raise _Mistake(f"no label after {shown(path)!r}")
     if len(fields) == 1:
-        return Listed(path, label=_label(fields[0]))
+        return Listed(path, label=_label(fields[0]), line=number)
     if fields == ["0", "-1"]:
-        return Listed(path)
+        return Listed(path, line=number)
     if len(fields) == 2 and all(field.lstrip("-").isdigit() for field in fields):
         raise _Mistake(
             f"start {fields[0]} and total {fields[1]} describe a folder of frames, which cannot be "
             "read; a video has '0 -1'"
         )
-    raise _Mistake(f"more than one space in {line!r}: a path with spaces needs the CSV form")
+    raise _Mistake(f"more than one space in {shown(line)!r}: a path with spaces needs the CSV form")
 
 
-def _csv_row(line: str, columns: Sequence[str]) -> Listed:
+def _csv_row(line: str, columns: Sequence[str], number: int) -> Listed:
     values = [value.strip() for value in next(csv.reader([line]))]
     if len(values) != len(columns):
         raise _Mistake(f"{len(values)} values for the {len(columns)} columns {','.join(columns)}")
@@ -113,7 +167,7 @@ def _csv_row(line: str, columns: Sequence[str]) -> Listed:
     if not row["path"]:
         raise _Mistake("no path")
     if row.get("label") == "":
-        raise _Mistake(f"no label for {row['path']!r} (-1 means none)")
+        raise _Mistake(f"no label for {shown(row['path'])!r} (-1 means none)")
     start_s, end_s = _seconds("start_s", row), _seconds("end_s", row)
     if end_s is not None and end_s <= (start_s or 0.0):
         raise _Mistake(f"end_s {end_s:g} is not after start_s {start_s or 0.0:g}")
@@ -123,6 +177,7 @@ def _csv_row(line: str, columns: Sequence[str]) -> Listed:
         split=row.get("split") or None,
         start_s=start_s,
         end_s=end_s,
+        line=number,
     )
 
 

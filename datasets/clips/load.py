@@ -36,6 +36,8 @@ class ClipConfig:
 
     stride: int = 4
     """Distance between two frames of a clip, in frames of the video."""
+    fps: float | None = None
+    """If set, `stride` counts frames of the video at this rate: videos of all rates then run at one pace."""
     time: Literal["random", "centre"] = "random"
     """Where a clip starts: anywhere, or so that it lies in the middle."""
     crop: Literal["multi_scale", "centre"] = "multi_scale"
@@ -48,6 +50,10 @@ class ClipConfig:
     def __post_init__(self) -> None:
         if self.stride < 1:
             raise ValueError(f"data.stride is {self.stride}; it must be at least 1")
+        if self.fps is not None and not 0 < self.fps <= 1000:
+            raise ValueError(
+                f"data.fps is {self.fps}; it must be above 0 and at most 1000, or null"
+            )
         if self.time not in ("random", "centre"):
             raise ValueError(f"data.time is {self.time!r}; allowed: random, centre")
         if self.crop not in ("multi_scale", "centre"):
@@ -144,10 +150,8 @@ def read_crops(take: Take, source: str | bytes | None = None) -> list[np.ndarray
         return _boxes(take, width, height)
 
     with open_video(source, config=take.decode, size=take.video.size or None) as reader:
-        first, length = span(reader, take.video)
-        indices = [first + clip for clip in _times(take, length)]
         try:
-            return reader.read(indices, boxes=boxes)
+            return reader.read(_indices(take, reader), boxes=boxes)
         except DecodeError as error:
             error.stage = "decoding"
             raise
@@ -173,6 +177,16 @@ def _boxes(take: Take, width: int, height: int) -> list[Box]:
         multi_scale_box(width, height, size=take.size, seed=seed, scales=take.config.scales)
         for seed in take.seeds
     ]
+
+
+def _indices(take: Take, reader: Reader) -> list[np.ndarray]:
+    """Frames of each clip, in the opened video."""
+    first, length = span(reader, take.video)
+    fps = take.config.fps
+    if fps is None:
+        return [first + clip for clip in _times(take, length)]
+    shown = first + sampling.resampled(reader.times_s[first : first + length], fps=fps)
+    return [shown[clip] for clip in _times(take, len(shown))]
 
 
 def _times(take: Take, length: int) -> list[np.ndarray]:

@@ -23,7 +23,7 @@ import functools
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
@@ -74,6 +74,8 @@ SCHEMA = pa.schema(
 """The columns of version 1. Width and height are as displayed, after the rotation."""
 
 _KEY = "tubelet.manifest"
+ROW_GROUP = 100_000
+"""Rows of a row group of the file."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,8 +106,8 @@ class Manifest:
             raise ValueError("a manifest needs at least one row")
         table = _sorted(table)
         _check_unique(table)
-        classes, hash = _class_names(table), table_hash(table)
-        return cls(storage.absolute(root), TableRows(table), classes, hash)
+        root = storage.absolute(root) if root else ""  # empty: every row has a whole address
+        return cls(root, TableRows(table), _class_names(table), table_hash(table))
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -219,17 +221,23 @@ class Manifest:
 
 def write_manifest(manifest: Manifest, uri: str) -> Manifest:
     """Write `manifest` to `uri` in one step and return it with that address."""
-    meta = {
-        "schema_version": SCHEMA_VERSION,
-        "root": manifest.root,
-        "classes": list(manifest.classes),
-        "hash": manifest.hash,
-    }
-    table = manifest.table.replace_schema_metadata({_KEY: json.dumps(meta)})
+    meta = file_metadata(root=manifest.root, classes=manifest.classes, hash=manifest.hash)
+    table = manifest.table.replace_schema_metadata(meta)
     sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd", row_group_size=100_000)
+    pq.write_table(table, sink, compression="zstd", row_group_size=ROW_GROUP)
     storage.write_bytes(uri, sink.getvalue().to_pybytes())
     return replace(manifest, uri=uri)
+
+
+def file_metadata(*, root: str, classes: Sequence[str], hash: str) -> dict[str, str]:
+    """Return what a manifest's file says of itself."""
+    meta = {
+        "schema_version": SCHEMA_VERSION,
+        "root": root,
+        "classes": list(classes),
+        "hash": hash,
+    }
+    return {_KEY: json.dumps(meta)}
 
 
 def description(metadata: Mapping[bytes, bytes] | None) -> dict[str, Any] | None:
@@ -298,11 +306,16 @@ def _check_unique(table: pa.Table) -> None:
     twice = _places(pc.and_(same_id, pc.or_(same_start, no_start)))
     if len(twice):
         video_id, start = (column[int(twice[0])].as_py() for column in (ids, starts))
-        raise ValueError(
-            f"video {video_id!r} is listed twice"
-            + (f" with start {start:g} s" if start is not None else "")
-            + "; a manifest holds every (video, start) once"
-        )
+        raise listed_twice(video_id, start)
+
+
+def listed_twice(video_id: str, start: float | None) -> ValueError:
+    """Return the error for two rows of the same video and start, in seconds."""
+    return ValueError(
+        f"video {video_id!r} is listed twice"
+        + (f" with start {start:g} s" if start is not None else "")
+        + "; a manifest holds every (video, start) once"
+    )
 
 
 def _class_names(table: pa.Table) -> tuple[str, ...]:

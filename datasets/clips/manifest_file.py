@@ -27,6 +27,14 @@ def read_manifest(uri: str) -> Manifest:
     return Manifest(file.root, file, file.classes, file.hash, uri)
 
 
+class NotAManifest(ValueError):
+    """A file that is something else."""
+
+
+class NewerManifest(ValueError):
+    """A manifest that a later version has written."""
+
+
 class ManifestFile:
     """A manifest's file, opened: what it says of itself, and its rows (`manifest_rows.Rows`).
 
@@ -49,7 +57,7 @@ class ManifestFile:
         if about is None:
             raise self._not_a_manifest()
         if about["schema_version"] > SCHEMA_VERSION:
-            raise ValueError(
+            raise NewerManifest(
                 f"{self._name} is a manifest of format {about['schema_version']}; this version reads up "
                 f"to {SCHEMA_VERSION}. Update tubelet, or write it again with jobs/prepare.py"
             )
@@ -93,7 +101,7 @@ class ManifestFile:
             )
 
     def _not_a_manifest(self) -> ValueError:
-        return ValueError(
+        return NotAManifest(
             f"{self._name} is not a manifest; make one with: "
             f"python jobs/prepare.py SOURCE manifest={self._name}"
         )

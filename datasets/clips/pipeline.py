@@ -5,14 +5,15 @@ of rejected files at the end. It uses the Ray that the process is connected to.
 
 A file cannot take the job down. One that crashes its process, or hangs beyond the time limit (a watchdog then ends the
 process, whatever it is stuck in), loses its batch; the batch's files are then taken one by one, and the one that does
-it again is rejected.
+it again is rejected. A storage that fails is not the file's fault: its error ends the work.
 """
 
 import faulthandler
 import functools
+import itertools
 import logging
-from collections import Counter, deque
-from collections.abc import Callable, Iterable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,59 +22,45 @@ import ray.exceptions
 
 from clips import storage
 from clips.decode import DecodeConfig
-from clips.ingest import (
-    Entry,
-    Found,
-    Labels,
-    Rejected,
-    assign_splits,
-    examine,
-    find_videos,
-    write_rejected,
-)
+from clips.earlier import rejected_place, write_rejected
+from clips.ingest import Entry, Examine, Recheck, Rejected, examine
 from clips.manifest import SCHEMA, Manifest, write_manifest
+from clips.preparation import (
+    Plan,
+    PrepareConfig,
+    Progress,
+    ScanStopped,
+    check_name,
+    compare,
+    find,
+    look,
+)
+from clips.settling import Prepared, settle
+from clips.sources import Found
 from clips.transcode import Encoder, Quality, make_copy, write_quality
+
+__all__ = [
+    "Plan",
+    "PrepareConfig",
+    "Prepared",
+    "Progress",
+    "ScanStopped",
+    "TranscodeConfig",
+    "Transcoded",
+    "compare",
+    "find",
+    "prepare",
+    "transcode",
+]
 
 _log = logging.getLogger(__name__)
 
 _LARGEST_BATCH = 32
+_GRACE_SECONDS = 5.0  # beyond the decoder's own limit, before the process is ended
 
 Result = dict[str, Any] | Rejected
-Examine = Callable[..., Result]
-Work = Callable[[Entry], Result]
-
-
-@dataclass(frozen=True)
-class PrepareConfig:
-    """What to make a manifest of (the arguments of jobs/prepare.py)."""
-
-    source: str
-    """Folder, s3:// prefix, single video, or list file (.csv, .txt, .list)."""
-    manifest: str
-    """Where to write the manifest (Parquet); the rejected files are listed beside it."""
-    labels: Labels = "none"
-    """`folders` takes labels from class folders. List files bring their own."""
-    root: str | None = None
-    """For list files: the folder their paths are relative to; null means the list's own folder."""
-    split: float = 0.0
-    """Share of the videos marked `val` by a hash of their name, the others `train`; 0 marks
-    none."""
-    decode: DecodeConfig = field(default_factory=DecodeConfig)
-
-    def __post_init__(self) -> None:
-        if not 0.0 <= self.split < 1.0:
-            raise ValueError(f"split is {self.split}; it must be at least 0 and less than 1")
-        _check_name(self.manifest)
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """What came of it."""
-
-    manifest: Manifest
-    rejected: tuple[Rejected, ...]
-    rejected_uri: str
-    """Where the list of rejected files is; written even if it is empty."""
+Item = Entry | Recheck
+Work = Callable[[Any], Result]
 
 
 @dataclass(frozen=True)
@@ -91,7 +78,7 @@ class TranscodeConfig:
     """For reading the sources; `decode.seconds` bounds the whole work on one video."""
 
     def __post_init__(self) -> None:
-        _check_name(self.manifest)
+        check_name(self.manifest)
         if self.manifest == self.source:
             raise ValueError(
                 "manifest is the source itself: give the copies' manifest another name"
@@ -126,64 +113,32 @@ class Transcoded:
         return f"{text}; each in {storage.redact(self.quality_uri)}"
 
 
-@dataclass(frozen=True)
-class Progress:
-    """How far the probing is."""
-
-    kept: int
-    rejected: int
-
-    @property
-    def done(self) -> int:
-        """Files looked at."""
-        return self.kept + self.rejected
-
-
-def find(config: PrepareConfig) -> Found:
-    """Return the videos of the source; needs no Ray, so mistakes show before it starts.
-
-    Raises:
-        ValueError: Nothing found, mistakes in a list file, or an unreadable place.
-    """
-    return find_videos(config.source, labels=config.labels, root=config.root)
-
-
 def prepare(
     config: PrepareConfig,
     *,
     found: Found | None = None,
+    plan: Plan | None = None,
     progress: Callable[[Progress], None] | None = None,
     examine: Examine = examine,
 ) -> Prepared:
-    """Find and probe the videos of a source, and write the manifest.
+    """Find and probe the videos of a source, those that are new or have changed, and write the manifest.
 
     Args:
         config: Source, target, and labels.
         found: What `find` gave for this configuration, if it was called already.
+        plan: What `compare` gave, if it was called already; with nothing to do, Ray is not needed.
         progress: Called after every batch.
         examine: The probe of one entry; replaceable, so that tests can inject faults.
 
     Raises:
         ValueError: Nothing found, mistakes in a list file, an unreadable place, or no usable video
             at all.
+        ScanStopped: The storage has failed in the middle; the same call goes on from there.
     """
-    found = find(config) if found is None else found
-    rejected_uri = _beside(config.manifest, "rejected")
-    work = functools.partial(examine, root=found.root, decode=config.decode)
-    rows, rejected = _collect(
-        found.entries, work, config.decode, list(found.missing), rejected_uri, progress
-    )
-    if not rows:
-        reasons = Counter(r.reason for r in rejected).most_common()
-        raise ValueError(
-            f"none of the {len(found)} videos of {storage.redact(config.source)} can be used "
-            f"({', '.join(f'{count} {reason}' for reason, count in reasons)}); "
-            f"each is listed in {storage.redact(rejected_uri)}"
-        )
-    if config.split:
-        rows = assign_splits(rows, fraction=config.split)
-    manifest = write_manifest(Manifest.build(rows, root=found.root), config.manifest)
-    return Prepared(manifest, tuple(rejected), rejected_uri)
+    if plan is None:
+        plan = compare(config, find(config) if found is None else found)
+    look(config, plan, spread=spread, examine=examine, progress=progress)
+    return settle(config, plan)
 
 
 def transcode(
@@ -219,11 +174,12 @@ def transcode(
             row["video_id"]: (row["size"], row["etag"]) for row in rows
         }.items()
     ]
-    rejected_uri, quality_uri = (_beside(config.manifest, n) for n in ("rejected", "quality"))
+    rejected_uri = rejected_place(config.manifest)
+    quality_uri = f"{config.manifest.removesuffix('.parquet')}.quality.parquet"
     work = functools.partial(
         make_copy, root=source.root, target=target, encoder=config.encoder, decode=config.decode
     )
-    made, rejected = _collect(entries, work, config.decode, [], rejected_uri, progress)
+    made, rejected = _collect(entries, work, config.decode, rejected_uri, progress)
     if not made:
         raise ValueError(
             f"none of the {len(entries)} videos of {storage.redact(config.source)} can be copied; "
@@ -249,29 +205,19 @@ def transcode(
 _CARRIED = ("label", "labels", "split", "start_s", "end_s", "boxes")
 
 
-def _check_name(manifest: str) -> None:
-    if not manifest.endswith(".parquet"):
-        raise ValueError(f"manifest is {manifest!r}; its name must end in .parquet")
-
-
-def _beside(manifest: str, what: str) -> str:
-    """Address of another list about a manifest's videos."""
-    return f"{manifest.removesuffix('.parquet')}.{what}.parquet"
-
-
 def _collect(
-    entries: Sequence[Entry],
+    entries: list[Entry],
     work: Work,
     decode: DecodeConfig,
-    rejected: list[Rejected],
     rejected_uri: str,
     progress: Callable[[Progress], None] | None,
 ) -> tuple[list[dict[str, Any]], list[Rejected]]:
     """Do the work on all entries and write the list of the rejected ones, in any case."""
     rows: list[dict[str, Any]] = []
-    write_rejected(rejected, rejected_uri)  # now, so that an unwritable place shows at once
-    for results in _spread(entries, work, seconds=decode.wall_seconds):
-        for one in results:
+    rejected: list[Rejected] = []
+    write_rejected([], rejected_uri)  # now, so that an unwritable place shows at once
+    for pairs in spread(entries, work, total=len(entries), seconds=lambda _: decode.wall_seconds):
+        for _, one in pairs:
             if isinstance(one, Rejected):
                 rejected.append(one)
             else:
@@ -279,41 +225,69 @@ def _collect(
         if progress is not None:
             progress(Progress(len(rows), len(rejected)))
     rejected.sort(key=lambda r: r.video_id)
-    write_rejected(rejected, rejected_uri)
+    write_rejected(((one, None) for one in rejected), rejected_uri)
     return rows, rejected
 
 
-def _spread(entries: Sequence[Entry], work: Work, *, seconds: float) -> Iterable[list[Result]]:
-    """Yield the results of batches as they finish, in any order."""
+def spread(
+    items: Iterable[Item], work: Work, *, total: int, seconds: Callable[[Any], float]
+) -> Iterator[list[tuple[Item, Result]]]:
+    """Yield items with their results, in batches as they finish, in any order.
+
+    Args:
+        items: Taken as they are needed: any number.
+        work: What a worker does with one.
+        total: How many items there are.
+        seconds: How long the work on an item may take by its own account; five more, and its process is ended.
+
+    Raises:
+        StorageError: As the work raised it.
+    """
     cpus = max(1, int(ray.cluster_resources().get("CPU", 1)))
-    size = max(1, min(_LARGEST_BATCH, -(-len(entries) // (4 * cpus))))
-    waiting = deque(entries[i : i + size] for i in range(0, len(entries), size))
-    running: dict[Any, Sequence[Entry]] = {}
-    while waiting or running:
-        while waiting and len(running) < 2 * cpus:
-            batch = waiting.popleft()
-            running[_work_on.remote(batch, work, seconds)] = batch
+    size = max(1, min(_LARGEST_BATCH, -(-total // (4 * cpus))))
+    coming = iter(items)
+    singly: deque[Item] = deque()
+    running: dict[Any, list[Item]] = {}
+    while True:
+        while len(running) < 2 * cpus:
+            batch = [singly.popleft()] if singly else list(itertools.islice(coming, size))
+            if not batch:
+                break
+            limits = [seconds(item) + _GRACE_SECONDS for item in batch]
+            running[_work_on.remote(batch, limits, work)] = batch
+        if not running:
+            return
         (ready,), _ = ray.wait(list(running), num_returns=1)
         batch = running.pop(ready)
         try:
-            yield ray.get(ready)
+            yield list(zip(batch, ray.get(ready), strict=True))
         except ray.exceptions.WorkerCrashedError:
             if len(batch) == 1:
-                message = f"it ended the process, or took over {seconds:g} s"
-                yield [Rejected(batch[0].video_id, "crashed", message)]
+                limit = seconds(batch[0]) + _GRACE_SECONDS
+                message = f"it ended the process, or took over {limit:g} s"
+                name = _entry(batch[0]).video_id
+                yield [(batch[0], Rejected(name, "crashed", message))]
             else:
                 _log.warning("a file ended its process; taking its %d files singly", len(batch))
-                waiting.extendleft([entry] for entry in batch)
+                singly.extend(batch)
+        except ray.exceptions.RayTaskError as error:
+            if isinstance(error.cause, storage.StorageError):
+                raise error.cause from None  # as in one process: without the worker's traceback
+            raise
+
+
+def _entry(item: Item) -> Entry:
+    return item.entry if isinstance(item, Recheck) else item
 
 
 @ray.remote(num_cpus=1, max_retries=0)
-def _work_on(entries: Sequence[Entry], work: Work, seconds: float) -> list[Result]:
+def _work_on(items: list[Item], limits: list[float], work: Work) -> list[Result]:
     results: list[Result] = []
-    for entry in entries:
+    for item, limit in zip(items, limits, strict=True):
         # Ends the process from a thread of its own, even if native code holds Python's lock.
-        faulthandler.dump_traceback_later(seconds, exit=True)
+        faulthandler.dump_traceback_later(limit, exit=True)
         try:
-            results.append(work(entry))
+            results.append(work(item))
         finally:
             faulthandler.cancel_dump_traceback_later()
     return results

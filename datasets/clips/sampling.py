@@ -5,6 +5,9 @@ video is too short, the last frame that the stride can reach is held. *Centre* a
 deterministic forms for evaluation: one clip in the middle, or several spread evenly over the whole
 video.
 
+*Resampling* comes before them where a clip's pace is wanted in seconds: it gives the frames of the
+video at another rate, and the stride then counts those.
+
 Every function returns int64 indices into the video's frames in display order, never outside 0 ..
 length - 1. Source: the VideoMAE and VideoMAE V2 code (facts in the reference pages 1.7 and 2.3);
 anchors are in the tests.
@@ -13,6 +16,9 @@ anchors are in the tests.
 import numpy as np
 
 from clips.draws import below, draw_words
+
+_EARLY_S = 1e-3
+"""A frame counts as shown this much early: Matroska and FLV round times to milliseconds."""
 
 
 def dense_indices(length: int, *, frames: int, stride: int, seed: int) -> np.ndarray:
@@ -54,6 +60,26 @@ def strided_indices(length: int, *, start: int, frames: int, stride: int) -> np.
     assert 0 <= start < length, (start, length)
     reachable = (length - 1 - start) // stride
     return start + np.minimum(np.arange(frames, dtype=np.int64), reachable) * stride
+
+
+def resampled(times_s: np.ndarray, *, fps: float) -> np.ndarray:
+    """Return the frames of a video at another rate: what is on the screen at 0, 1 / fps, 2 / fps ...
+
+    A frame stays on the screen until the next one, the last one for as long as the others on average. So frames are
+    repeated or left out, never mixed, and a variable rate becomes an even one.
+
+    Args:
+        times_s: float64 [length], ascending: when each frame is shown.
+        fps: The rate, in frames per second.
+    """
+    length = len(times_s)
+    _check(length, 1, 1)
+    assert fps > 0, fps
+    since_s = times_s - times_s[0]
+    last_s = since_s[-1] / (length - 1) if length > 1 else 0.0
+    count = max(1, int(np.ceil((since_s[-1] + last_s - _EARLY_S) * fps)))
+    ticks_s = np.arange(count) / fps
+    return np.searchsorted(since_s, ticks_s + _EARLY_S, side="right").astype(np.int64) - 1
 
 
 def _check(length: int, frames: int, stride: int) -> None:

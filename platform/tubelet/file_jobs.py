@@ -5,11 +5,12 @@ import getpass
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clips import Rejected, storage
+from clips.addresses import shown
 from tubelet import config, terminal
 
 if TYPE_CHECKING:  # it imports Ray, which reads the environment that tubelet.cluster sets first
@@ -33,7 +34,9 @@ def name_source(arguments: Sequence[str], *, what: str, usage: str | None = None
     if usage and not sources and not any(a.startswith(("source=", "-")) for a in arguments):
         raise config.UserError(usage)
     if len(sources) > 1:
-        raise config.UserError(f"one {what} at a time, got {len(sources)}: {' '.join(sources)}")
+        raise config.UserError(
+            f"one {what} at a time, got {len(sources)}: {' '.join(map(shown, sources))}"
+        )
     named = [config.setting("source", source) for source in sources]
     return [*named, *(a for a in arguments if a not in sources)]
 
@@ -58,16 +61,24 @@ def progress(
         yield show
 
 
-def show_rejected(rejected: Sequence[Rejected], uri: str) -> None:
-    """Print the first rejected files, how many there are of each kind, and where all of them are listed."""
+def show_rejected(
+    rejected: Sequence[Rejected], uri: str, *, reasons: Mapping[str, int] | None = None
+) -> None:
+    """Print the first rejected files, how many there are of each kind, and where all of them are listed.
+
+    Args:
+        rejected: all of them, or the first.
+        uri: where all of them are listed.
+        reasons: how many there are of each kind, if these are not all.
+    """
     if not rejected:
         return
+    counts = Counter(r.reason for r in rejected) if reasons is None else Counter(reasons)
     terminal.table(
         ("rejected file", "reason", "details"),
         [(r.video_id, r.reason, r.message) for r in rejected[:_MOST_SHOWN]],
     )
-    if len(rejected) > _MOST_SHOWN:
-        terminal.say(f"and {len(rejected) - _MOST_SHOWN} more")
-    counts = Counter(r.reason for r in rejected).most_common()
-    reasons = ", ".join(f"{count} {reason}" for reason, count in counts)
-    terminal.say(f"all of them ({reasons}): {storage.redact(uri)}")
+    if counts.total() > _MOST_SHOWN:
+        terminal.say(f"and {counts.total() - _MOST_SHOWN} more")
+    kinds = ", ".join(f"{count} {reason}" for reason, count in counts.most_common())
+    terminal.say(f"all of them ({kinds}): {storage.redact(uri)}")

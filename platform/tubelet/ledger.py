@@ -137,9 +137,8 @@ class Ledger:
     def epoch_after(self, step: int) -> int:
         """The first step after ``step`` that begins in another epoch, or draw, than it does."""
         local = step % self.steps_per_draw
-        length = self.visits_per_epoch
-        epoch = local * self.batch // length
-        end = min(-(-(epoch + 1) * length // self.batch), self.steps_per_draw)
+        epoch = local * self.batch // self.visits_per_epoch
+        end = min(-(-(epoch + 1) * self.visits_per_epoch // self.batch), self.steps_per_draw)
         return step - local + end
 
     def visits_in(self, step: int) -> int:
@@ -149,8 +148,9 @@ class Ledger:
     def visits_before(self, step: int) -> int:
         """How many positions of the steps before this one hold a visit."""
         draws, local = divmod(step, self.steps_per_draw)
-        per_draw = self.epochs * self.visits_per_epoch
-        return draws * per_draw + min(local * self.batch, per_draw)
+        return draws * self.epochs * self.visits_per_epoch + min(
+            local * self.batch, self.epochs * self.visits_per_epoch
+        )
 
     def unit(self, unit: int) -> Visits:
         """The visits of a unit, counted from the start of the run.

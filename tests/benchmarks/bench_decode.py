@@ -74,6 +74,7 @@ def main(arguments: list[str]) -> int:
         "authors": ways.authors,
         "decord": ways.backend("decord"),
         "pyav": ways.backend("pyav"),
+        "torchcodec": ways.backend("torchcodec"),
     }
     limit = ways.limit(folder)
     if limit is None:
@@ -146,7 +147,7 @@ def _cases(
             kinds.setdefault("k400", []).append(path)
         elif found.codec == "mpeg4" and "avi" in found.container:
             kinds.setdefault("ucf", []).append(path)
-        elif found.codec not in ("h264", "mpeg4"):
+        elif found.codec != "h264":
             kinds.setdefault(found.codec, []).append(path)
     cases: list[Case] = []
     if k400 := kinds.pop("k400", []):
@@ -252,7 +253,7 @@ def _summary(case: Case, measured: Sequence[Mapping[str, float]]) -> dict[str, A
         "ms_authors": mean("authors"),
         "ms_c_limit": mean("c_limit"),
         "to_c_limit": round(statistics.median(to_limit), 3) if to_limit else None,
-        "ms_raw": {name: mean(name) for name in ("pyav", "decord")},
+        "ms_raw": {name: mean(name) for name in ("pyav", "decord", "torchcodec")},
     }
 
 

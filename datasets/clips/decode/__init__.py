@@ -6,8 +6,10 @@ Backends:
 
 * `pyav`: exact for every codec FFmpeg knows, and decodes only frames that a wanted frame depends
   on.
-* `decord`: the authors' decoder, for comparison; x86-64 Linux only. It hangs for ever on a few
-  damaged files (a missing first keyframe), so use it on a manifest whose files were probed.
+* `decord`: the authors' decoder, for comparison; x86-64 Linux only. Refuses the kinds of files that
+  it gets wrong; a damaged one may still make it hang.
+* `torchcodec`: PyTorch's decoder, for comparison; an extra that needs FFmpeg's libraries of the
+  system. It imports torch into the decoding processes (4 s, and memory). Refuses what it gets wrong.
 * `auto` (default): the fastest that is exact for the codec. That is `pyav` for every codec measured
   (docs/benchmarks.md), so there is nothing to choose.
 * `module:Class`: a `Reader` of one's own.
@@ -29,6 +31,7 @@ _BACKENDS = {
     "auto": "clips.decode.pyav:PyavReader",  # the fastest exact one for every codec measured
     "pyav": "clips.decode.pyav:PyavReader",
     "decord": "clips.decode.decord:DecordReader",
+    "torchcodec": "clips.decode.torchcodec:TorchcodecReader",
 }
 
 Kind = Literal[
@@ -78,8 +81,8 @@ class DecodeConfig:
     """How videos are decoded (recipe section `decode`)."""
 
     backend: str = "auto"
-    """Decoder: `auto` (the fastest exact one), `pyav`, `decord` (x86-64 Linux only), or `module:Class`, a `Reader` of
-    one's own."""
+    """Decoder: `auto` (the fastest exact one), `pyav`, `decord` (x86-64 Linux only), `torchcodec` (an extra), or
+    `module:Class`, a `Reader` of one's own."""
     seconds: float = 20.0
     """Processor time for one video, opening included, and half of the time by the clock; beyond it the video is bad."""
     memory_gb: float = 4.0

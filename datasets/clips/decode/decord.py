@@ -3,10 +3,12 @@
 All wanted frames of a video are fetched with one sorted request (separate requests cost twice as
 much), whole, and cropped afterwards. decord turns rotated videos itself.
 
-Known faults of decord 0.6.0 (decode.md): it knows no AV1; frames of open-GOP H.264 are wrong; the
-end of long edit lists is padded with repeated frames; a missing first keyframe makes it loop for
-ever. `fault_tol` turns the last two into an error; where it does not, only ending the process
-helps. So decode with it what `jobs/prepare.py` accepted. There are wheels for x86-64 Linux only.
+Refused, because decord 0.6.0 is known to be wrong there (decode.md): AV1, containers whose frames
+have no times (AVI, raw streams), MPEG-TS, edit lists, a missing first keyframe (it would loop for
+ever), and groups that are not closed, since it counts keyframes in the order of the file and frames
+in that of the screen. A damaged file can still make it loop in native code; `fault_tol` turns most
+of that into errors, and where it does not, only ending the process helps. There are wheels for
+x86-64 Linux only.
 """
 
 import io
@@ -17,8 +19,8 @@ import numpy as np
 
 from clips import storage
 from clips.decode import Boxes, DecodeConfig, DecodeError
+from clips.decode.guard import Structure, check, check_count, common_refusal, refused
 from clips.decode.plan import Plan
-from clips.decode.source import openable
 
 
 class DecordReader:
@@ -39,37 +41,35 @@ class DecordReader:
                 "decode.backend is decord, which is not installed (it has wheels for x86-64 Linux "
                 "only); use decode.backend=pyav"
             ) from error
-        opened = openable(source, size=size)
-        if not isinstance(opened, str):
-            opened = opened if isinstance(opened, io.BytesIO) else io.BytesIO(opened.read())
-        else:
-            opened = opened.removeprefix("file:")
+        self._errors = (RuntimeError, decord.DECORDError, decord.DECORDLimitReachedError)
         self._name = storage.redact(source) if isinstance(source, str) else f"{len(source)} bytes"
-        self._config = config
+        self._checked = check(source, config=config, size=size, backend="decord", refusal=_refusal)
+        held = self._checked.source
         try:
             self._reader: Any = decord.VideoReader(
-                opened, ctx=decord.cpu(0), num_threads=1, fault_tol=1
+                io.BytesIO(held) if isinstance(held, bytes) else held,
+                ctx=decord.cpu(0),
+                num_threads=1,
+                fault_tol=1,
             )
-        except RuntimeError as error:  # decord's own errors are all of this class
+        except self._errors as error:
             raise _decode_error(error, self._name) from error
-        if len(self._reader) == 0:
-            raise DecodeError("empty", f"the video stream holds no frames ({self._name})")
+        check_count(self._reader, self._checked, backend="decord")
 
     @property
     def frames(self) -> int:
-        """Number of frames that decord would show."""
-        return len(self._reader)
+        """Number of frames that a full decode would show."""
+        return self._checked.frames
 
     @property
     def fps(self) -> float:
         """Frames per second, on average."""
-        return float(self._reader.get_avg_fps())
+        return self._checked.fps
 
     @property
     def times_s(self) -> np.ndarray:
         """float64 [frames]: when each frame is shown, in seconds from the first one."""
-        starts = np.asarray(self._reader.get_frame_timestamp(range(self.frames)))[:, 0]
-        return (starts - starts[0]).astype(np.float64)
+        return self._checked.times_s
 
     def read(
         self, indices: Sequence[np.ndarray], *, boxes: Boxes | None = None
@@ -78,14 +78,8 @@ class DecordReader:
         plan = Plan(indices, boxes, frames=self.frames)
         try:
             pictures = self._reader.get_batch(plan.wanted).asnumpy()
-        except RuntimeError as error:
+        except self._errors as error:
             raise _decode_error(error, self._name) from error
-        height, width = pictures.shape[1:3]
-        if height * width > self._config.max_pixels:
-            raise DecodeError(
-                "too_large",
-                f"frames of {width}x{height}; decode.max_pixels is {self._config.max_pixels}",
-            )
         for index, picture in zip(plan.wanted, pictures, strict=True):
             plan.store(index, picture)
         return plan.clips
@@ -101,8 +95,20 @@ class DecordReader:
         self.close()
 
 
-def _decode_error(error: RuntimeError, name: str) -> DecodeError:
+def _refusal(structure: Structure) -> str | None:
+    if structure.codec == "av1":
+        return "it knows no AV1"
+    reason = common_refusal(structure)
+    if reason is None and structure.hidden:
+        return "it shows frames that the file's edit list hides"
+    if reason is None and structure.open_groups:
+        return "frames shown before a keyframe are stored behind it (open groups)"
+    return reason
+
+
+def _decode_error(error: Exception, name: str) -> DecodeError:
     lines = [line for line in str(error).splitlines() if line.strip()]
     first = lines[0].strip()[:200] if lines else ""
-    kind = "no_video" if "cannot find video stream" in first else "corrupt"
-    return DecodeError(kind, f"{type(error).__name__}: {first} ({name})")
+    if "DECORDArrayCopyFromTo" in first:  # its own rows are padded, those of its result are not
+        return refused("decord", "it cannot turn pictures of this size")
+    return DecodeError("corrupt", f"{type(error).__name__}: {first} ({name})")

@@ -33,7 +33,7 @@ from av.codec.context import ThreadType
 from av.container import InputContainer
 from av.packet import Packet
 from av.video.frame import VideoFrame
-from av.video.reformatter import VideoReformatter
+from av.video.reformatter import Interpolation, VideoReformatter
 from av.video.stream import VideoStream
 
 from clips.decode import Boxes, DecodeConfig, DecodeError
@@ -112,6 +112,23 @@ class PyavReader:
         assert self._stream.time_base is not None
         pts = np.array(self._shown, dtype=np.int64)
         return (pts - pts[0]) * float(self._stream.time_base)
+
+    @property
+    def timed(self) -> bool:
+        """Whether the container gives every frame a time of its own."""
+        return self._timed
+
+    def packets(self) -> Iterator[Packet]:
+        """Yield all packets of the video, encoded, in the order of the file."""
+        for _, packet in self._packets_from(0):
+            if packet is not None:
+                yield packet
+
+    @property
+    def unit_prefix(self) -> int | None:
+        """Of H.264: how many bytes say the length of a unit of a packet; None where start codes part them."""
+        head = self._stream.codec_context.extradata
+        return (head[4] & 3) + 1 if head and head[0] == 1 else None
 
     @property
     def info(self) -> StreamInfo:
@@ -259,14 +276,14 @@ class PyavReader:
 
     def _jump(self, wanted: list[int], left: set[int]) -> Iterator[tuple[int, VideoFrame]]:
         """Decode from keyframe to keyframe, skipping frames nobody needs."""
-        context = self._stream.codec_context
-        skippable = context.name in _SKIPPABLE
+        skippable = self._stream.codec_context.name in _SKIPPABLE
         index_of = {self._shown[i]: i for i in wanted}
         pending = iter(wanted)
         upcoming = next(pending)
         start = self._key_before(self._shown[upcoming])
         while left:
             for position, packet in self._packets_from(start):
+                context = self._stream.codec_context  # another one where the file was opened again
                 if packet is not None and skippable:
                     context.skip_frame = "DEFAULT" if packet.pts in index_of else "NONREF"
                 for frame in context.decode(packet):
@@ -287,7 +304,7 @@ class PyavReader:
                     break
             else:
                 break
-        context.skip_frame = "DEFAULT"
+        self._stream.codec_context.skip_frame = "DEFAULT"
 
     def _sequential(self, left: set[int]) -> Iterator[tuple[int, VideoFrame]]:
         """Decode everything from the first packet, matching frames by time."""
@@ -350,11 +367,14 @@ class PyavReader:
         """Return the frame as displayed, uint8 [H, W, 3]: a view, valid until the next call.
 
         The whole frame is converted: copying the crop's planes first costs what it saves (measured
-        at 340x256 and 1080p).
+        at 340x256 and 1080p). Colour is not interpolated between its samples: FFmpeg's conversion of
+        8 bits does not either, and the other backends neither for 10.
         """
         self._check_pixels(frame.width, frame.height)
         self.rotation = frame.rotation
-        rgb = self._reformatter.reformat(frame, format="rgb24", threads=1)
+        rgb = self._reformatter.reformat(
+            frame, format="rgb24", interpolation=Interpolation.POINT, threads=1
+        )
         plane = rgb.planes[0]
         rows = np.frombuffer(memoryview(plane), np.uint8).reshape(plane.height, plane.line_size)
         picture_HWC = rows[:, : 3 * rgb.width].reshape(rgb.height, rgb.width, 3)

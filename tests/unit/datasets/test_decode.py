@@ -1,3 +1,5 @@
+"""How PyAV's reader works, and bad files; that it is exact is in test_backends.py."""
+
 import io
 import pickle
 import random
@@ -9,113 +11,13 @@ from typing import Any
 import av
 import numpy as np
 import pytest
-from av.container import InputContainer
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from clips.augment.geometry import Box
 from clips.decode import DecodeConfig, DecodeError, open_video
 from clips.decode.pyav import PyavReader
-from clips.synthetic import Encoding, encode, numbered_frames, read_number
-
-GENERATED = {
-    "h264 with B-frames": Encoding(gop=30, bframes=3),
-    "h264 without B-frames": Encoding(gop=12, bframes=0),
-    "h264 with a B-pyramid": Encoding(
-        gop=60, options={"x264-params": "bframes=7:b-pyramid=normal:b-adapt=0"}
-    ),
-    "h264 open GOP": Encoding(gop=15, options={"x264-params": "open-gop=1:bframes=3:b-adapt=0"}),
-    "h264 intra refresh": Encoding(gop=20, options={"x264-params": "intra-refresh=1"}),
-    "h264 all keyframes": Encoding(gop=1),
-    "h264 variable rate": Encoding(gop=20, times=[i * 40 + (i % 3) * 7 for i in range(70)]),
-    "h264 rotated 90": Encoding(rotation=90),
-    "h264 rotated 180": Encoding(rotation=180),
-    "h264 rotated 270": Encoding(rotation=270),
-    "h264 4:4:4": Encoding(pixel_format="yuv444p"),
-    "h264 in matroska": Encoding(container="matroska", bframes=3),
-    "h264 in flv": Encoding(container="flv", bframes=2),
-    "h264 in ts": Encoding(container="mpegts", bframes=2),
-    "h264 raw": Encoding(container="h264", bframes=2),
-    "hevc": Encoding(codec="libx265", gop=20, options={"x265-params": "log-level=none"}),
-    "hevc 10 bit": Encoding(
-        codec="libx265", pixel_format="yuv420p10le", options={"x265-params": "log-level=none"}
-    ),
-    "mpeg4 in avi with B-frames": Encoding(codec="mpeg4", container="avi", bframes=2),
-    "mpeg4 in mp4 with B-frames": Encoding(codec="mpeg4", bframes=2, gop=25),
-    "mpeg2 in ts": Encoding(codec="mpeg2video", container="mpegts", bframes=2),
-    "vp9": Encoding(
-        codec="libvpx-vp9",
-        container="webm",
-        gop=30,
-        options={"cpu-used": "8", "deadline": "realtime"},
-    ),
-    "av1": Encoding(codec="libsvtav1", gop=30, options={"preset": "12", "svtav1-params": "lp=1"}),
-    "mjpeg in avi": Encoding(codec="mjpeg", container="avi", pixel_format="yuvj420p"),
-}
-COUNT = 70
-
-
-def generated(name: str, *, width: int = 64, height: int = 48) -> bytes:
-    return encode(numbered_frames(COUNT, width=width, height=height), GENERATED[name])
-
-
-def full_decode(data: bytes | Path) -> list[np.ndarray]:
-    """Every frame as displayed, in display order, by plain sequential decoding."""
-    source = io.BytesIO(data) if isinstance(data, bytes) else str(data)
-    with av.open(source, metadata_errors="ignore") as container:
-        assert isinstance(container, InputContainer)
-        stream: Any = container.streams.best("video")
-        stream.thread_type = "NONE"
-        frames = [
-            np.rot90(frame.to_ndarray(format="rgb24", threads=1), frame.rotation // 90 % 4)
-            for frame in container.decode(stream)
-        ]
-    return frames
-
-
-def plans(frames: int, *, seed: int) -> list[np.ndarray]:
-    """1 to 4 clips: strided, held at the end, repeated frames, single ones, the first and the last."""
-    rng = random.Random(seed)
-    clips: list[list[int]] = []
-    for _ in range(1 + seed % 4):
-        start, stride = rng.randrange(frames), rng.randint(1, 8)
-        clips.append([min(frames - 1, start + stride * i) for i in range(rng.randint(1, 16))])
-    if seed % 5 == 0:
-        clips.append([frames - 1, 0])
-    return [np.array(clip) for clip in clips]
-
-
-def fixed(crops: list[Box]) -> Callable[[int, int], list[Box]]:
-    return lambda width, height: crops
-
-
-def assert_exact(
-    reader: PyavReader, expected: list[np.ndarray], *, seeds: range, boxes: bool = True
-) -> None:
-    height, width = expected[0].shape[:2]
-    for seed in seeds:
-        wanted = plans(len(expected), seed=seed)
-        rng = random.Random(seed)
-        crops = []
-        for _ in wanted:
-            w, h = rng.randint(1, width), rng.randint(1, height)
-            crops.append(Box(rng.randint(0, width - w), rng.randint(0, height - h), w, h))
-        for clip, indices, (x, y, w, h) in zip(
-            reader.read(wanted, boxes=fixed(crops)), wanted, crops, strict=True
-        ):
-            assert clip.shape == (len(indices), h, w, 3)
-            for picture, index in zip(clip, indices, strict=True):
-                np.testing.assert_array_equal(picture, expected[index][y : y + h, x : x + w])
-
-
-@pytest.mark.parametrize("name", GENERATED)
-def test_frames_equal_a_full_decode_bit_for_bit(name: str) -> None:
-    data = generated(name)
-    expected = full_decode(data)
-    assert len(expected) == COUNT
-    with PyavReader(data, config=DecodeConfig()) as reader:
-        assert reader.frames == COUNT
-        assert_exact(reader, expected, seeds=range(12))
+from clips.synthetic import Encoding, encode, numbered_frames
+from odd_videos import COUNT, GENERATED, assert_exact, full_decode, video
 
 
 @settings(max_examples=40)
@@ -158,20 +60,12 @@ def test_any_h264_stream_is_exact(
         assert_exact(reader, full_decode(data), seeds=range(seed, seed + 3))
 
 
-@pytest.mark.parametrize("name", GENERATED)
-def test_frame_numbers_are_those_in_the_pixels(name: str) -> None:
-    wanted = np.array([0, 1, 17, 33, 34, 50, COUNT - 1])
-    with open_video(generated(name, width=96)) as reader:
-        (clip,) = reader.read([wanted])
-    turned = GENERATED[name].rotation // 90 % 4
-    assert [read_number(np.rot90(f, -turned)) for f in clip] == wanted.tolist()
-
-
 @pytest.mark.parametrize(
-    "name", [n for n in GENERATED if n.startswith(("h264 ", "hevc", "vp9", "mpeg4"))]
+    "name",
+    [n for n in GENERATED if n.startswith(("h264 ", "hevc", "vp9", "mpeg4"))],
 )
 def test_large_files_are_read_twice_and_stay_exact(name: str) -> None:
-    data = generated(name)
+    data = video(name)
     with PyavReader(data, config=DecodeConfig(), keep_bytes=0) as reader:
         assert_exact(reader, full_decode(data), seeds=range(8))
 
@@ -206,16 +100,8 @@ def test_frames_nobody_depends_on_are_skipped_and_gaps_are_jumped() -> None:
     assert len(skipping) >= len(fed) - 3
 
 
-def test_times_are_those_of_a_variable_rate() -> None:
-    encoding = GENERATED["h264 variable rate"]
-    with open_video(encode(numbered_frames(COUNT, width=64, height=48), encoding)) as reader:
-        assert encoding.times is not None
-        expected = np.array(encoding.times) / 1000
-        np.testing.assert_allclose(reader.times_s, expected - expected[0], atol=1e-6)
-
-
 def test_one_reader_serves_many_reads() -> None:
-    data = generated("h264 with B-frames")
+    data = video("h264 with B-frames")
     expected = full_decode(data)
     with PyavReader(data, config=DecodeConfig()) as reader:
         for index in (50, 3, 69, 0, 3):
@@ -223,65 +109,9 @@ def test_one_reader_serves_many_reads() -> None:
             np.testing.assert_array_equal(clip[0], expected[index])
 
 
-# --- real and odd files --------------------------------------------------------------------
-
-NOT_EXACT = {  # odd files that a decoder must refuse, at least in part
-    "nokey250.mkv": "missing_frames",
-    "reschange.ts": "size_change",
-}
-QUICK = (
-    "opengop.mp4",
-    "editlist210.mp4",
-    "vfr.mp4",
-    "rot90.mp4",
-    "decord_rot180.mov",
-    "mma2_test.avi",
-    "tc_h264_10bits.mp4",
-    "tc_h265_video.mp4",
-    "odd420.webm",
-    "av1.mp4",
-    "gif.gif",
-    "raw.h264",
-    "mpeg2.ts",
-)
-
-
-def files(videos: Path) -> list[Path]:
-    return sorted([*(videos / "real").iterdir(), *(videos / "odd").iterdir()])
-
-
-def check_file(path: Path, *, seeds: range) -> None:
-    expected = full_decode(path)
-    with PyavReader(str(path), config=DecodeConfig(seconds=120)) as reader:
-        assert reader.frames == len(expected)
-        assert_exact(reader, expected, seeds=seeds)
-
-
-@pytest.mark.parametrize("name", QUICK)
-def test_odd_files_equal_a_full_decode(videos: Path, name: str) -> None:
-    (path,) = [p for p in files(videos) if p.name == name]
-    check_file(path, seeds=range(3))
-
-
-@pytest.mark.slow
-def test_every_real_and_odd_file_equals_a_full_decode(videos: Path) -> None:
-    for path in files(videos):
-        if path.name not in NOT_EXACT:
-            check_file(path, seeds=range(16))
-
-
-@pytest.mark.parametrize(("name", "kind"), NOT_EXACT.items())
-def test_what_cannot_be_exact_is_refused_with_its_reason(
-    videos: Path, name: str, kind: str
-) -> None:
-    with open_video(str(videos / "odd" / name)) as reader, pytest.raises(DecodeError) as caught:
-        reader.read([np.array([0, reader.frames // 2])])
-    assert caught.value.kind == kind
-
-
 # --- bad input -----------------------------------------------------------------------------
 
-MP4 = generated("h264 with B-frames")
+MP4 = video("h264 with B-frames")
 JPEG = encode(
     numbered_frames(1, width=64, height=48),
     Encoding(codec="mjpeg", container="image2pipe", pixel_format="yuvj420p"),
@@ -348,7 +178,7 @@ def test_damage_shows_only_in_the_clips_it_touches() -> None:
 
 
 def test_a_frame_beyond_the_pixel_limit_is_refused_before_it_is_decoded() -> None:
-    with pytest.raises(DecodeError, match=r"too_large: frames of 64x48; decode.max_pixels is 1000"):
+    with pytest.raises(DecodeError, match=r"too_large: frames of 96x64; decode.max_pixels is 1000"):
         open_video(MP4, config=DecodeConfig(max_pixels=1000))
 
 

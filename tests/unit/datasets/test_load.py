@@ -10,7 +10,7 @@ from clips import ClipConfig, DecodeError, Video, load_clips, load_views
 from clips.augment.geometry import flip_draw, multi_scale_box
 from clips.load import resize
 from clips.sampling import dense_indices
-from clips.synthetic import Encoding, encode, numbered_frames
+from clips.synthetic import Encoding, encode, numbered_frames, read_number
 
 LENGTH, WIDTH, HEIGHT = 50, 80, 60
 DATA = encode(numbered_frames(LENGTH, width=WIDTH, height=HEIGHT), Encoding(gop=25, bframes=2))
@@ -147,6 +147,46 @@ def test_spans_are_the_only_part_that_is_read(tmp_path: Path) -> None:
         load_clips(record(path, start_s=9.0), config, seeds=[0], frames=4, size=16)
 
 
+def numbers(clip: np.ndarray) -> list[int]:
+    return [read_number(frame) for frame in clip]
+
+
+def test_a_stride_counts_frames_at_the_rate_that_is_asked_for(tmp_path: Path) -> None:
+    path = tmp_path / "v.mp4"
+    path.write_bytes(encode(numbered_frames(96, width=64, height=64), Encoding(gop=25)))
+    config = ClipConfig(stride=2, fps=8.0, time="centre", crop="centre")
+    clips = load_clips(record(path), config, seeds=[0], frames=4, size=64)
+    # 96 frames at 24 a second are 32 at 8; 12 before the clip of 4 x 2, then every 2 x 24 / 8 frames.
+    assert numbers(clips[0]) == [36, 42, 48, 54]
+    views = load_views(record(path), config, frames=4, size=64, views=3)
+    assert [numbers(view)[0] for view in views] == [0, 36, 72]
+    starts = {
+        numbers(load_clips(record(path), ClipConfig(stride=2, fps=8.0, crop="centre"), **drawn)[0])[
+            0
+        ]
+        for drawn in ({"seeds": [seed], "frames": 4, "size": 64} for seed in range(30))
+    }
+    assert starts <= set(range(0, 75, 3))
+    assert len(starts) > 10
+
+
+def test_a_variable_rate_becomes_an_even_one_also_in_a_span_and_a_short_video(
+    tmp_path: Path,
+) -> None:
+    times = [0, 10, 20, 500, 520, 1500, 2000, 2010, 2900]  # milliseconds
+    path = tmp_path / "v.mp4"
+    path.write_bytes(encode(numbered_frames(9, width=64, height=64), Encoding(times=times)))
+
+    def clip(frames: int, **span: float) -> list[int]:
+        config = ClipConfig(stride=1, fps=2.0, time="centre", crop="centre")
+        (clip,) = load_clips(record(path, **span), config, seeds=[0], frames=frames, size=64)
+        return numbers(clip)
+
+    assert clip(7) == [0, 3, 4, 5, 6, 7, 8]
+    assert clip(9) == [0, 3, 4, 5, 6, 7, 8, 8, 8]
+    assert clip(3, start_s=0.5, end_s=2.0) == [3, 4, 5]
+
+
 def test_resizing_is_close_to_pil() -> None:
     y, x = np.mgrid[0:120, 0:90]
     frames = np.stack(
@@ -174,6 +214,7 @@ def test_resizing_is_close_to_pil() -> None:
     ("options", "message"),
     [
         ({"stride": 0}, r"data\.stride is 0; it must be at least 1"),
+        ({"fps": 0.0}, r"data\.fps is 0\.0; it must be above 0 and at most 1000, or null"),
         ({"time": "start"}, r"data\.time is 'start'; allowed: random, centre"),
         ({"crop": "random"}, r"data\.crop is 'random'; allowed: multi_scale, centre"),
         ({"scales": ()}, r"data\.scales is \[\]; it needs at least one number"),

@@ -4,7 +4,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clips.draws import below, draw_words
-from clips.sampling import centre_indices, dense_indices, strided_indices, view_indices
+from clips.sampling import (
+    centre_indices,
+    dense_indices,
+    resampled,
+    strided_indices,
+    view_indices,
+)
 
 SEEDS = st.integers(0, 2**64 - 1)
 
@@ -87,3 +93,37 @@ def test_streams_of_one_seed_differ() -> None:
 def test_videos_shorter_than_the_clip_are_held_at_their_end(length: int) -> None:
     indices = dense_indices(length, frames=16, stride=1, seed=3)
     assert indices.tolist() == [min(i, length - 1) for i in range(16)]
+
+
+GAPS = st.lists(st.integers(2, 400), min_size=0, max_size=80)  # milliseconds between frames
+
+
+@given(GAPS, st.floats(0.5, 60.0))
+def test_a_resampled_video_shows_what_is_on_the_screen_at_each_tick(
+    gaps: list[int], fps: float
+) -> None:
+    times_s = 7.0 + np.cumsum([0, *gaps]) / 1000
+    shown = resampled(times_s, fps=fps)
+    assert shown.dtype == np.int64
+    for tick, index in enumerate(shown):
+        now = times_s[0] + tick / fps
+        assert times_s[index] <= now + 2e-3
+        assert index == len(times_s) - 1 or times_s[index + 1] > now
+    length_s = (times_s[-1] - times_s[0]) + (np.mean(gaps) / 1000 if gaps else 0.0)
+    assert abs(len(shown) - length_s * fps) <= 1 + 1e-3 * fps
+
+
+@given(st.integers(1, 400), st.sampled_from([10.0, 23.976, 24.0, 25.0, 29.97, 30.0, 50.0, 60.0]))
+def test_at_its_own_rate_a_video_stays_as_it_is(length: int, fps: float) -> None:
+    exact = np.arange(length) / fps
+    for times_s in (exact, np.round(exact, 3), np.floor(exact * 1000) / 1000 + 2.0):
+        assert resampled(times_s, fps=fps).tolist() == list(range(length))
+
+
+@given(st.integers(2, 300), st.integers(2, 6))
+def test_half_the_rate_shows_every_other_frame_and_twice_the_rate_each_twice(
+    length: int, times: int
+) -> None:
+    times_s = np.arange(length) / 24
+    assert resampled(times_s, fps=24 / times).tolist() == list(range(0, length, times))
+    assert resampled(times_s, fps=24 * times).tolist() == np.arange(length).repeat(times).tolist()

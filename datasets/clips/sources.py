@@ -1,0 +1,327 @@
+"""Where videos are: a folder, a bucket, a file, or a list, walked through into entries.
+
+Sources: a folder or a bucket prefix (every file with a video's name, at any depth), class folders
+(`<class>/video.mp4`, also below `train/`, `val/`, `test/`, which become the split), a single video,
+and list files: the authors' `path label` (V1) and `path start total` (V2) lines, or a CSV with a header.
+What a list names may lie anywhere, also on web servers; where the places have no folder in common,
+the root is empty and each address stands for itself.
+
+An entry is what is known before anybody looks inside: path, size, etag, label, split, span. Entries are
+walked through, sorted, and kept in files beyond a few hundred thousand (`sorting`), so that ten million need
+no memory. What a list names but is not there becomes an entry with a reason.
+"""
+
+import itertools
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, fields
+from operator import attrgetter
+from typing import Any, Literal
+
+import pyarrow as pa
+
+from clips import storage
+from clips.addresses import refuse_secrets
+from clips.file_info import files_below, is_folder, is_web, look_up
+from clips.ingest import Entry, Rejected
+from clips.lists import Mistakes, read_list
+from clips.manifest import SCHEMA
+from clips.sorting import SortedRows
+from clips.storage import FileInfo, StorageError
+
+VIDEO_SUFFIXES = (
+    *(".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".m2ts"),
+    *(".flv", ".wmv", ".3gp", ".ogv", ".gif", ".h264", ".hevc", ".ivf", ".vob"),
+)
+LIST_SUFFIXES = (".csv", ".txt", ".list")
+Labels = Literal["none", "folders"]
+Count = Callable[[int], None]
+
+_SPLITS = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "validation": "val",
+    "valid": "val",
+    "test": "test",
+}
+_AT_ONCE = 32  # requests for single objects
+_TOLD_EVERY = 10_000
+
+_FIELDS = tuple(field.name for field in fields(Entry))
+_values = attrgetter(*_FIELDS)
+ENTRIES = pa.schema(
+    [SCHEMA.field(name).with_nullable(True) for name in _FIELDS]
+    + [("reason", pa.string()), ("message", pa.string())]
+)
+"""Columns of entries that are walked through: those of `Entry`, and why one cannot be looked at (null: it can)."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """All videos of a source."""
+
+    root: str
+    """Folder or prefix of all; empty where they have none in common."""
+    rows: SortedRows
+    """Columns `ENTRIES`, sorted by (video_id, start_s)."""
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def entries(self) -> tuple[Entry, ...]:
+        """Those that can be looked at, all at once: for few."""
+        return tuple(entry for entry, reason, _ in entries_in(self.rows) if reason is None)
+
+    @property
+    def missing(self) -> tuple[Rejected, ...]:
+        """Those that a list names but that cannot be had."""
+        return tuple(
+            Rejected(entry.video_id, reason, message or "")
+            for entry, reason, message in entries_in(self.rows)
+            if reason is not None
+        )
+
+
+def entries_in(rows: SortedRows) -> Iterator[tuple[Entry, str | None, str | None]]:
+    """Yield entries in order, each with why it cannot be looked at (reason and message, or None)."""
+    for *values, reason, message in rows.rows():
+        yield Entry(*values), reason, message
+
+
+def find_videos(
+    source: str,
+    *,
+    labels: Labels = "none",
+    root: str | None = None,
+    progress: Count | None = None,
+) -> Found:
+    """Return the videos of a folder, a bucket prefix, a single file, or a list file.
+
+    Args:
+        source: The place.
+        labels: `folders` takes the label from the first folder below the source (or below `train`,
+            `val`, `test`). List files bring their own labels.
+        root: For list files: the folder that their paths are relative to (default: the list's own
+            folder).
+        progress: Called with the number of files seen, after every ten thousand.
+
+    Raises:
+        ValueError: No such place, no videos there, an address with a secret in it, or mistakes in a
+            list file: each with its line.
+    """
+    if labels not in ("none", "folders"):
+        raise ValueError(f"labels is {labels!r}; allowed: none, folders")
+    refuse_secrets(source, what="source")
+    refuse_secrets(root or "", what="root")
+    source = storage.absolute(source)
+    suffix = os.path.splitext(source)[1].lower()
+    if suffix in LIST_SUFFIXES and not is_folder(source):
+        return _from_list(source, root=root, progress=progress)
+    if root is not None:
+        raise ValueError(
+            f"root goes with a list file ({', '.join(LIST_SUFFIXES)}), and {_shown(source)} is none"
+        )
+    if suffix in VIDEO_SUFFIXES and not is_folder(source):
+        folder, _, name = source.rpartition("/")
+        info = look_up(source)
+        if info is None:
+            raise ValueError(f"there is nothing at {_shown(source)}; check the spelling")
+        return _gathered(folder, [Entry(name, info.size, info.etag)])
+    return _from_folder(source, labels=labels, progress=progress)
+
+
+def entries_of(file: FileInfo, *, source: str, labels: Labels) -> list[Entry]:
+    """Return what a listed file is: a video, or nothing that is known.
+
+    Args:
+        file: Its path is relative to `source`.
+        source: The listed folder or prefix.
+        labels: See `find_videos`.
+
+    Raises:
+        ValueError: It lies in no class folder, and should.
+    """
+    parts = file.path.split("/")
+    if os.path.splitext(file.path)[1].lower() not in VIDEO_SUFFIXES:
+        return []
+    split = label = None
+    if labels == "folders":
+        split, label = _folder_label(parts[:-1], source=source, path=file.path)
+    return [Entry(file.path, file.size, file.etag, label=label, split=split)]
+
+
+def _gathered(root: str, entries: Iterable[Entry]) -> Found:
+    rows = SortedRows(ENTRIES)
+    for entry in entries:
+        rows.append((*_values(entry), None, None))
+    return Found(root, rows)
+
+
+# --- folders ---------------------------------------------------------------------------------
+
+
+def _from_folder(source: str, *, labels: Labels, progress: Count | None) -> Found:
+    others = 0
+
+    def walk() -> Iterator[Entry]:
+        nonlocal others
+        for file in _told(files_below(source), progress):
+            parts = file.path.split("/")
+            if any(part.startswith(".") or part == "__MACOSX" for part in parts):
+                continue
+            found = entries_of(file, source=source, labels=labels)
+            others += not found
+            yield from found
+
+    found = _gathered(source, walk())
+    if not len(found):
+        what = f"{others} other files, but no video" if others else "no files"
+        raise ValueError(
+            f"no videos found in {_shown(source)}: it holds {what}; "
+            f"videos end in {', '.join(VIDEO_SUFFIXES)}"
+        )
+    return found
+
+
+def _folder_label(folders: list[str], *, source: str, path: str) -> tuple[str | None, str]:
+    split = _SPLITS.get(folders[0].lower()) if folders else None
+    below = folders[1:] if split else folders
+    if not below:
+        raise ValueError(
+            f"labels=folders: {path} lies in no class folder of {_shown(source)}; "
+            "put it in CLASS/ (or train/CLASS/), or use labels=none"
+        )
+    return split, below[0]
+
+
+def _told(files: Iterable[Any], progress: Count | None) -> Iterator[Any]:
+    for number, file in enumerate(files, 1):
+        if progress is not None and number % _TOLD_EVERY == 0:
+            progress(number)
+        yield file
+
+
+# --- lists -----------------------------------------------------------------------------------
+
+_LISTED = pa.schema(
+    [
+        *(SCHEMA.field(name) for name in ("video_id", "start_s", "end_s", "label", "split")),
+        ("line", pa.int64()),
+    ]
+)
+
+
+def _from_list(source: str, *, root: str | None, progress: Count | None) -> Found:
+    """Give every listed path its size; paths are relative to `root` unless they are absolute."""
+    base = storage.absolute(root) if root is not None else source.rpartition("/")[0]
+    listed = SortedRows(_LISTED)
+    for row in read_list(source):
+        path = row.path
+        if "://" not in path:
+            path = path if os.path.isabs(path) else storage.join(base, path)
+        listed.append((path, row.start_s, row.end_s, row.label, row.split, row.line))
+    _check_unique(source, listed, base)
+    if not all(path.startswith(f"{base}/") for path in listed.ends()):
+        base = common_folder(*listed.ends())
+    cut = len(base) + 1 if base else 0
+    rows = SortedRows(ENTRIES)
+    there = 0
+    groups = itertools.groupby(listed.rows(), key=lambda row: row[0])
+    paths, groups = itertools.tee((path, list(group)) for path, group in groups)
+    found = _looked_up((path for path, _ in paths), base)
+    for (path, group), (info, reason, message) in zip(groups, _told(found, progress), strict=True):
+        there += reason is None
+        size, etag = (info.size, info.etag) if info else (None, None)
+        for _, start_s, end_s, label, split, _ in group:
+            spans = {"start_s": start_s, "end_s": end_s}
+            entry = Entry(path[cut:], size, etag, label, split, **spans)  # pyright: ignore[reportArgumentType]
+            rows.append((*_values(entry), reason, message))
+    if not there:
+        if storage.is_local(base) and not os.path.isdir(base):
+            storage.stat(base)  # the disk is gone: its error says so
+        raise ValueError(
+            f"none of the {len(rows)} files that {_shown(source)} names can be had, the first is "
+            f"{_shown(listed.ends()[0])}; root= is the folder that its paths start from"
+        )
+    return Found(base, rows)
+
+
+def _check_unique(source: str, listed: SortedRows, base: str) -> None:
+    mistakes = Mistakes(source)
+    for before, after in itertools.pairwise(listed.rows()):
+        if before[:2] == after[:2]:
+            path = after[0].removeprefix(f"{base}/")
+            mistakes.add(after[-1], f"{path!r} stands on line {before[-1]} already")
+    mistakes.check()
+
+
+def common_folder(first: str, last: str) -> str:
+    """Return the deepest folder or prefix that all sorted paths share, from the first to the last of them; or none."""
+    shared = [path.split("/")[:-1] for path in (first, last)]
+    same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(*shared, strict=False))
+    base = "/".join(part for part, _ in same)
+    return "" if base.endswith(":/") or base.endswith(":") else base
+
+
+_Looked = tuple[FileInfo | None, str | None, str | None]
+"""What is at a place, or None and why: reason and message."""
+
+
+def _looked_up(paths: Iterable[str], base: str) -> Iterator[_Looked]:
+    """Yield what is at each of the sorted paths, all below `base` if there is one."""
+    if base and not storage.is_local(base) and not is_web(base):
+        return _listed_below(paths, base)  # a request for a thousand, not for each
+    return _asked_for(paths)
+
+
+def _listed_below(paths: Iterable[str], base: str) -> Iterator[_Looked]:
+    files = files_below(base)
+    file = next(files, None)
+    for path in paths:
+        name = path[len(base) + 1 :]
+        while file is not None and file.path < name:
+            file = next(files, None)
+        yield (file, None, None) if file is not None and file.path == name else _NOT_THERE
+
+
+_NOT_THERE: _Looked = (None, "missing", "the list names it, but it is not there")
+
+
+def _asked_for(paths: Iterable[str]) -> Iterator[_Looked]:
+    """Ask for each: local files at once, others with many requests under way."""
+    waiting: deque[Future[_Looked] | _Looked] = deque()
+    pool = ThreadPoolExecutor(_AT_ONCE)
+    try:
+        for path in paths:
+            waiting.append(_judged(path) if storage.is_local(path) else pool.submit(_judged, path))
+            if len(waiting) > 4 * _AT_ONCE:
+                yield _value(waiting.popleft())
+        while waiting:
+            yield _value(waiting.popleft())
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _value(found: "Future[_Looked] | _Looked") -> _Looked:
+    return found.result() if isinstance(found, Future) else found
+
+
+def _judged(path: str) -> _Looked:
+    try:
+        info = look_up(path)
+    except StorageError as error:
+        # A web server's refusal is about one file; a bucket's, about who asks.
+        if error.kind != "denied" or not is_web(path):
+            raise
+        return None, "denied", str(error)
+    if info is not None and info.size < 0:
+        return None, "unsupported", "the server does not say how long it is"
+    return (info, None, None) if info is not None else _NOT_THERE
+
+
+def _shown(place: str) -> str:
+    return storage.redact(place)
