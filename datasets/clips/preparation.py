@@ -16,7 +16,7 @@ import json
 import os
 import uuid
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
@@ -207,8 +207,7 @@ def parts_of(config: PrepareConfig, found: Found) -> Parts:
 
 def _whole(entry: Entry) -> Entry:
     """The video of a row: without what the source says of its label, split, and span."""
-    nothing = {"label": None, "split": None, "start_s": None, "end_s": None}
-    return Entry(**{**asdict(entry), **nothing})
+    return Entry(**{**vars(entry), **_NOTHING_SAID})
 
 
 def holding(config: PrepareConfig, entry: Entry, results: Iterable[Result]) -> Result | None:
@@ -231,6 +230,9 @@ def _seen(results: Iterable[Result]) -> str | None:
         if (result.etag or "").startswith("blake2b:"):
             return json.dumps([result.etag, result.found, result.reason, result.message])
     return None
+
+
+_NOTHING_SAID = dict.fromkeys(("label", "split", "start_s", "end_s"))
 
 
 # --- looking ---------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ class FileInfo:
     """Path relative to the listed place, with forward slashes."""
     size: int
     etag: str | None
-    """The object's etag, without quotes; None for local files."""
+    """What changes when the bytes do: the object's etag, without quotes; of a local file its time and size."""
 
 
 def iterate_files(uri: str) -> Iterator[FileInfo]:
@@ -70,9 +70,19 @@ def list_names(uri: str) -> list[str]:
 
 
 def etag_of(info: dict[str, Any]) -> str | None:
-    """Return the etag in what fsspec or S3 says of an object."""
-    tag = info.get("ETag") or info.get("etag")
+    """Return the etag in what fsspec or S3 says of an object; a web server may give a time instead."""
+    tag = info.get("ETag") or info.get("etag") or info.get("Last-Modified")
     return str(tag).strip('"') if tag else None
+
+
+def local_info(path: str, *, named: str) -> FileInfo:
+    """Return what the operating system says of a file.
+
+    Raises:
+        OSError: There is none, or it cannot be looked at.
+    """
+    found = os.stat(path)
+    return FileInfo(named, found.st_size, f"{found.st_mtime_ns}-{found.st_size}")
 
 
 def _local(uri: str) -> Iterator[FileInfo]:
@@ -108,7 +118,7 @@ def _below(folder: str, prefix: str, above: tuple[tuple[int, int], ...]) -> Iter
             yield from _below(path, f"{prefix}{name}/", above)
         else:
             try:
-                yield FileInfo(prefix + name, os.stat(path).st_size, None)
+                yield local_info(path, named=prefix + name)
             except FileNotFoundError:
                 if os.path.islink(path):  # else: deleted since
                     yield FileInfo(prefix + name, 0, None)

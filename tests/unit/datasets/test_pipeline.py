@@ -10,7 +10,7 @@ import pytest
 from clips import DecodeConfig, read_manifest
 from clips.earlier import read_rejected
 from clips.ingest import Entry, Rejected, examine
-from clips.storage_errors import storage_error
+from clips.storage.errors import storage_error
 from clips.synthetic import write_videos
 from clips.transcode import Encoder, make_copy
 

@@ -16,7 +16,7 @@ from clips.ingest import Entry, Rejected
 from clips.manifest import SCHEMA
 from clips.preparation import PrepareConfig, Progress, ScanStopped, compare, find, look
 from clips.settling import Prepared, settle
-from clips.storage_errors import storage_error
+from clips.storage.errors import storage_error
 
 FOUND = {
     **{"container": "mp4", "codec": "h264", "pixel_format": "yuv420p", "width": 64, "height": 48},
@@ -46,9 +46,8 @@ class Scan:
             path.write_text(content)
 
     def config(self, **options: Any) -> PrepareConfig:
-        return PrepareConfig(
-            **{"source": str(self.source), "manifest": str(self.manifest)} | options
-        )
+        asked: dict[str, Any] = {"source": str(self.source), "manifest": str(self.manifest)}
+        return PrepareConfig(**asked | options)
 
     def run(
         self,
@@ -340,7 +339,7 @@ def test_no_usable_video_names_the_reasons_and_keeps_the_manifest_before(scan: S
 
 def test_a_bucket_holds_source_manifest_and_parts(s3: Any, scan: Scan) -> None:
     s3.buckets["videos"] = {f"set/{n}.mp4": b"x" * n for n in range(1, 5)}
-    place = {"source": "s3://videos/set", "manifest": "s3://videos/lists/m.parquet"}
+    place: dict[str, Any] = {"source": "s3://videos/set", "manifest": "s3://videos/lists/m.parquet"}
     with pytest.raises(KeyboardInterrupt):
         scan.run(interrupted_at("3.mp4", KeyboardInterrupt()), **place)
     (part,) = [key for key in s3.buckets["videos"] if key.startswith("lists/")]
@@ -413,8 +412,11 @@ def test_what_is_no_manifest_is_never_replaced_and_a_newer_one_only_when_asked(
 )
 def test_impossible_settings_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message) as caught:
-        PrepareConfig(**{"source": "s", "manifest": "m.parquet"} | options)
+        PrepareConfig(**{**options, **{n: options.get(n, d) for n, d in _LEAST.items()}})
     assert "abc" not in str(caught.value)
+
+
+_LEAST = {"source": "s", "manifest": "m.parquet"}
 
 
 def test_rejected_files_of_an_earlier_version_read_back(scan: Scan) -> None:
