@@ -77,7 +77,7 @@ def attempt(uri: str, action: Callable[[Any, str], T], *, reads: bool = False) -
         try:
             return action(fs, path)
         except Exception as error:
-            if scheme(uri) == "s3" and hides_its_code(error):
+            if scheme(uri) == "s3" and "/" in path and hides_its_code(error):
                 fs.cat_file(path, start=0, end=1)  # its failure says what the first one meant
             raise
 
@@ -159,7 +159,7 @@ def options(store: str) -> dict[str, Any]:
             "config_kwargs": {
                 "connect_timeout": CONNECT_SECONDS,
                 "read_timeout": READ_SECONDS,
-                "retries": {"max_attempts": 1},
+                "retries": {"total_max_attempts": 1},
             },
         }
     if store in ("http", "https"):

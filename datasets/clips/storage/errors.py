@@ -92,8 +92,8 @@ def _codes(error: BaseException) -> set[str]:
         if isinstance(response, dict):
             found.add(str(response.get("Error", {}).get("Code")))
             found.add(str(response.get("ResponseMetadata", {}).get("HTTPStatusCode")))
-        found.add(str(getattr(link, "status", "")))  # aiohttp's
-        found.add(str(getattr(link, "code", "")))  # gcsfs's
+        status = "status" if hasattr(link, "status") else "code"  # aiohttp's, or gcsfs's
+        found.add(str(getattr(link, status, "")))
         if isinstance(link, OSError) and str(link).startswith("Forbidden: "):
             found.add("403")  # gcsfs says no more than that
         if "Anonymous caller" in str(link):
