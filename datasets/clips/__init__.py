@@ -1,7 +1,7 @@
 """clips: videos in, clips out.
 
 * Ingest: find_videos, examine -> Manifest, write_manifest, read_manifest. On Ray: clips.pipeline.
-* Training: Manifest.local_table(cache_dir) -> LocalTable; its .video(row) -> Video;
+* Training: Manifest (or Mixture of several) .local_table(cache_dir) -> its .video(row) -> Video;
   load_clips(video, ClipConfig, seeds=...) -> uint8 [R, T, S, S, 3]; load_views for evaluation.
 * Below: clips.decode (open_video -> Reader), sampling, augment, storage, synthetic.
 
@@ -14,6 +14,7 @@ from clips.load import ClipConfig, load_clips, load_views
 from clips.local_table import LocalTable, Video
 from clips.manifest import Manifest, held_out, write_manifest
 from clips.manifest_file import read_manifest
+from clips.mixture import MixedTable, Mixture
 from clips.sources import Found, find_videos
 from clips.storage import StorageError
 
@@ -26,6 +27,8 @@ __all__ = [
     "Found",
     "LocalTable",
     "Manifest",
+    "MixedTable",
+    "Mixture",
     "Probe",
     "Reader",
     "Rejected",

@@ -220,7 +220,9 @@ def _announce(
     lines = {
         "run": f"{record['name']} in {storage.redact(directory.uri)}",
         "resumes": f"at step {parent.step} of {ledger.steps}" if parent else None,
-        "length": f"{ledger.steps} steps of {ledger.batch} visits: {ledger.epochs} epochs of {ledger.rows} videos"
+        "length": f"{ledger.steps} steps of {ledger.batch} visits: {ledger.epochs} epochs of "
+        + (f"{ledger.visits_per_epoch} visits of " if ledger.parts else "")
+        + f"{ledger.rows} videos"
         + (f", {ledger.draws} draws" if ledger.draws > 1 else ""),
         **job.notes,
         "workers": f"{group} of {found.cpus:g} CPUs and {found.gpus:g} GPUs",

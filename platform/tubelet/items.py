@@ -18,7 +18,7 @@ import numpy as np
 from annotated_types import Ge, Gt, Le, Lt
 from numpy.typing import NDArray
 
-from clips import HARMFUL, ClipConfig, DecodeConfig, DecodeError, LocalTable
+from clips import HARMFUL, ClipConfig, DecodeConfig, DecodeError, LocalTable, MixedTable
 from clips.disposable import take_clips
 from clips.load import Take
 from tubelet.ledger import Ledger, seed64
@@ -33,11 +33,23 @@ _CENTRE: dict[str, Any] = {"time": "centre", "crop": "centre", "flip": False}
 
 
 @dataclass(frozen=True)
+class MixedManifest:
+    """One manifest of ``data.mixture``."""
+
+    manifest: str
+    """Parquet file that ``jobs/prepare.py`` wrote."""
+    weight: Annotated[float, Gt(0), Le(1000)] = 1.0
+    """Visits of each of its rows in an epoch: 2 for two, 0.25 for one in every fourth epoch or so."""
+
+
+@dataclass(frozen=True)
 class DataConfig:
     """Section ``data``: which clips."""
 
     manifest: str = field(default="", metadata={"resume": "free"})
     """Parquet file that ``jobs/prepare.py`` wrote; its content is part of the run, its place is not."""
+    mixture: tuple[MixedManifest, ...] = field(default=(), metadata={"resume": "free"})
+    """Several of them with weights, instead of ``data.manifest``; their order and weights are part of the run too."""
     copies: Annotated[int, Ge(1)] = 1
     """Clips per visit: R clips from one opened video (repeated augmentation)."""
     clip: ClipConfig = field(default_factory=ClipConfig)
@@ -53,6 +65,18 @@ class DataConfig:
         default=0.05, metadata={"resume": "free"}
     )
     """Share of clips that cannot be decoded beyond which a run stops; looked at from the 200th clip on."""
+
+    def __post_init__(self) -> None:
+        if self.manifest and self.mixture:
+            raise ValueError(
+                "data.manifest and data.mixture are both set; keep one (data.mixture=[] empties the list)"
+            )
+        places = [part.manifest for part in self.mixture]
+        if twice := sorted({place for place in places if places.count(place) > 1}):
+            raise ValueError(
+                f"data.mixture: {twice[0]} is named {places.count(twice[0])} times; name it once, with the sum of "
+                "the weights"
+            )
 
 
 @dataclass(frozen=True)
@@ -77,8 +101,8 @@ class DataPlan:
 
     ledger: Ledger
     timetable: Timetable
-    table: LocalTable
-    """The manifest's rows; travels as a reference to a file of each node."""
+    table: LocalTable | MixedTable
+    """The manifest's rows; travels as a reference to a file of each node (one for each manifest of a mixture)."""
     rows: tuple[Selection | NDArray[np.int64], ...]
     """Manifest rows of each draw; the ledger's indices point into them."""
     held_out_rows: NDArray[np.int64]
@@ -178,7 +202,7 @@ def training_source(plan: DataPlan, item: Item) -> dict[str, NDArray[Any]]:
         "position": visits.position,
         "epoch": visits.epoch,
         "row": row,
-        "visit": np.zeros_like(row),
+        "visit": visits.visit,
         "valid": visits.valid,
     }
     source: dict[str, NDArray[Any]] = {n: np.repeat(c, plan.copies) for n, c in columns.items()}

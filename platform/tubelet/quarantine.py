@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from clips import HARMFUL, LocalTable, storage
+from clips import HARMFUL, LocalTable, MixedTable, storage
 from tubelet.items import Batch
 from tubelet.ledger import Ledger
 from tubelet.run_directory import RunDirectory
@@ -89,7 +89,7 @@ class Quarantine:
         """Training clips lost, as far as shared."""
         return sum(entry.clips for entry in self.entries.values() if not entry.held_out)
 
-    def admit(self, item: Item, source: Batch, table: LocalTable) -> None:
+    def admit(self, item: Item, source: Batch, table: LocalTable | MixedTable) -> None:
         """Take the weight from a unit's clips of videos that are out, and note those that failed.
 
         Args:
