@@ -181,11 +181,11 @@ def compare(config: PrepareConfig, found: Found) -> Plan:
         if not entries or entries[0][1] is not None:
             continue
         videos += 1
-        entry = _whole(entries[0][0])
+        entry = entries[0][0]
         held = holding(config, entry, results)
         if held is None:
             known = _seen(results) if config.content_hash and not config.fresh else None
-            todo.append((*(getattr(entry, name) for name in _TODO.names[:-1]), known))
+            todo.append((*_of_the_video(entry), known))
         else:
             resumed += held.recent
     return Plan(found, todo, videos, resumed)
@@ -205,9 +205,9 @@ def parts_of(config: PrepareConfig, found: Found) -> Parts:
     return Parts(config.manifest, root=found.root, asked=asked, by_content=config.content_hash)
 
 
-def _whole(entry: Entry) -> Entry:
-    """The video of a row: without what the source says of its label, split, and span."""
-    return Entry(**{**vars(entry), **_NOTHING_SAID})
+def _of_the_video(entry: Entry) -> Iterator[Any]:
+    """The values of an entry that are the video's: not what the source says of label, split, and span."""
+    return (None if name in _SAID else value for name, value in vars(entry).items())
 
 
 def holding(config: PrepareConfig, entry: Entry, results: Iterable[Result]) -> Result | None:
@@ -232,7 +232,7 @@ def _seen(results: Iterable[Result]) -> str | None:
     return None
 
 
-_NOTHING_SAID = dict.fromkeys(("label", "split", "start_s", "end_s"))
+_SAID = ("label", "split", "start_s", "end_s")
 
 
 # --- looking ---------------------------------------------------------------------------------
