@@ -246,6 +246,8 @@ class Parts:
         """Return what the parts say, those of a scan that was asked for less left out."""
         rows = SortedRows(_RESULTS)
         for name in storage.list_names(self.folder):
+            if not name.endswith(".parquet"):
+                continue  # half written by a process that was killed
             table = pq.read_table(pa.BufferReader(storage.read_bytes(f"{self.folder}/{name}")))
             about = json.loads((table.schema.metadata or {}).get(b"tubelet.part", b"{}"))
             if about | self._kind != about or about["asked"] < self._asked == 2:

@@ -37,7 +37,7 @@ from clips.earlier import (
 )
 from clips.ingest import Entry, Examine, Recheck, Rejected, examine_content
 from clips.sorting import SortedRows
-from clips.sources import ENTRIES, Count, Found, Labels, entries_in, find_videos
+from clips.sources import ENTRIES, Count, Found, Labels, counted, entries_in, find_videos
 from clips.storage import StorageError
 
 _READ_BYTES_S = (
@@ -173,11 +173,17 @@ def _check_folder(path: str) -> None:
 _TODO = pa.schema([*(ENTRIES.field(name) for name in ENTRIES.names[:-2]), ("known", pa.string())])
 
 
-def compare(config: PrepareConfig, found: Found) -> Plan:
-    """Return which videos have to be looked at."""
+def compare(config: PrepareConfig, found: Found, *, progress: Count | None = None) -> Plan:
+    """Return which videos have to be looked at.
+
+    Args:
+        config: Source and target.
+        found: What `find` gave.
+        progress: Called with the number of videos, after every ten thousand.
+    """
     todo = SortedRows(_TODO)
     videos = resumed = 0
-    for entries, results in known_of(config, found):
+    for entries, results in counted(known_of(config, found), progress):
         if not entries or entries[0][1] is not None:
             continue
         videos += 1

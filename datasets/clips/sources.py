@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from operator import attrgetter
-from typing import Any, Literal
+from typing import Literal, TypeVar
 
 import pyarrow as pa
 
@@ -37,6 +37,7 @@ VIDEO_SUFFIXES = (
 LIST_SUFFIXES = (".csv", ".txt", ".list")
 Labels = Literal["none", "folders"]
 Count = Callable[[int], None]
+T = TypeVar("T")
 
 _SPLITS = {
     "train": "train",
@@ -166,7 +167,7 @@ def _from_folder(source: str, *, labels: Labels, progress: Count | None) -> Foun
 
     def walk() -> Iterator[Entry]:
         nonlocal others
-        for file in _told(_files_below(source), progress):
+        for file in counted(_files_below(source), progress):
             parts = file.path.split("/")
             if any(part.startswith(".") or part == "__MACOSX" for part in parts):
                 continue
@@ -195,11 +196,12 @@ def _folder_label(folders: list[str], *, source: str, path: str) -> tuple[str | 
     return split, below[0]
 
 
-def _told(files: Iterable[Any], progress: Count | None) -> Iterator[Any]:
-    for number, file in enumerate(files, 1):
+def counted(items: Iterable[T], progress: Count | None) -> Iterator[T]:
+    """Yield the items, and tell `progress` how many there were after every ten thousand."""
+    for number, item in enumerate(items, 1):
         if progress is not None and number % _TOLD_EVERY == 0:
             progress(number)
-        yield file
+        yield item
 
 
 # --- lists -----------------------------------------------------------------------------------
@@ -230,7 +232,9 @@ def _from_list(source: str, *, root: str | None, progress: Count | None) -> Foun
     groups = itertools.groupby(listed.rows(), key=lambda row: row[0])
     paths, groups = itertools.tee((path, list(group)) for path, group in groups)
     found = _looked_up((path for path, _ in paths), base)
-    for (path, group), (info, reason, message) in zip(groups, _told(found, progress), strict=True):
+    for (path, group), (info, reason, message) in zip(
+        groups, counted(found, progress), strict=True
+    ):
         there += reason is None
         size, etag = (info.size, info.etag) if info else (None, None)
         for _, start_s, end_s, label, split, _ in group:

@@ -2,7 +2,7 @@
 
 The order is that of the bytes of the relative paths: as S3 lists, and the same for local folders,
 so that two listings can be compared by walking both. Local folders are read one at a time, S3 in
-pages of 1000; elsewhere fsspec gives the whole listing at once.
+pages of 1000; elsewhere (Google's buckets) fsspec gives folder by folder.
 """
 
 import os
@@ -43,7 +43,7 @@ def iterate_files(uri: str) -> Iterator[FileInfo]:
     elif scheme(uri) in ("http", "https"):
         raise storage_error("unsupported", uri, "a web server lists no files: name them in a list")
     else:
-        yield from attempt(uri, _found, reads=True)
+        yield from _by_folder(uri.rstrip("/"), "")
 
 
 def list_files(uri: str) -> list[FileInfo]:
@@ -148,14 +148,24 @@ def _s3(uri: str) -> Iterator[FileInfo]:
         raise storage_error("missing", uri)
 
 
-def _found(fs: Any, path: str) -> list[FileInfo]:
-    found = fs.find(path, detail=True)
-    if not found and not fs.exists(path):
-        raise FileNotFoundError(path)
-    base = path.rstrip("/")
-    files = [
-        FileInfo(name[len(base) :].lstrip("/"), int(info["size"] or 0), etag_of(info))
-        for name, info in found.items()
-        if info["type"] != "directory" and name.rstrip("/") != base
-    ]
-    return sorted(files, key=lambda file: file.path.encode())
+def _by_folder(uri: str, prefix: str) -> Iterator[FileInfo]:
+    """Yield the files of one folder of any store that fsspec knows; `prefix` is the way to it."""
+
+    def look(fs: Any, path: str) -> list[tuple[str, bool, int, str | None]]:
+        found = [
+            (info["name"].rstrip("/"), info["type"] == "directory", info["size"], etag_of(info))
+            for info in fs.ls(path, detail=True)
+        ]
+        base = path.rstrip("/")
+        inside = [  # a store may list the folder itself, as an empty object
+            (name.rsplit("/", 1)[-1], is_folder, int(size or 0), etag)
+            for name, is_folder, size, etag in found
+            if name != base
+        ]
+        return sorted(inside, key=lambda item: (item[0] + "/" * item[1]).encode())
+
+    for name, is_folder, size, etag in attempt(uri, look, reads=True):
+        if is_folder:
+            yield from _by_folder(f"{uri}/{name}", f"{prefix}{name}/")
+        else:
+            yield FileInfo(prefix + name, size, etag)
