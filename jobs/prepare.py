@@ -8,7 +8,7 @@ same command goes on where it stopped, and later looks only at what is new or ha
 """
 
 from clips import storage
-from clips.pipeline import PrepareConfig, ScanStopped, compare, find, prepare
+from clips.pipeline import PrepareConfig, ScanStopped, compare, find, look_inside, settle
 from tubelet import cluster, config, file_jobs, terminal
 
 _USAGE = (
@@ -24,7 +24,8 @@ def main(arguments: list[str]) -> int:
     with terminal.console_and_log(file_jobs.log_file("prepare")):
         with terminal.progress("list", None, unit="files") as bar:
             found = find(recipe, progress=bar.update)
-        plan = compare(recipe, found)
+        with terminal.progress("compare", len(found), unit="videos") as bar:
+            plan = compare(recipe, found, progress=bar.update)
         if plan.known or plan.resumed:
             terminal.say(
                 f"{plan.videos} videos: {plan.known} are known and unchanged, {plan.resumed} were looked at by the "
@@ -35,10 +36,12 @@ def main(arguments: list[str]) -> int:
             cluster.connect(trainer_cpus=0)
         try:
             with file_jobs.progress("probe", total, unit="files", kept="kept") as show:
-                prepared = prepare(recipe, plan=plan, progress=show)
+                look_inside(recipe, plan, progress=show)
         except ScanStopped as error:
             terminal.complain(f"error: {error}")
             return config.STOPPED
+        with terminal.progress("write", len(found), unit="videos") as bar:
+            prepared = settle(recipe, plan, progress=bar.update)
         file_jobs.show_rejected(
             prepared.first_rejected, prepared.rejected_uri, reasons=prepared.reasons
         )

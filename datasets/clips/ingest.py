@@ -123,6 +123,10 @@ def examine(
         if error.kind == "io":
             return _unreadable(entry, error.message, root=root)
         return Rejected(entry.video_id, error.kind, error.message)
+    except storage.StorageError as error:
+        if error.kind == "denied" and uri.startswith(("http://", "https://")):
+            return Rejected(entry.video_id, "denied", str(error))  # a web server's word on one file
+        raise
     if found.frames < 2:
         return Rejected(entry.video_id, "one_frame", "it holds a single frame: nothing moves")
     if entry.start_s is not None and entry.start_s >= found.duration_s:

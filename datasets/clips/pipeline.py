@@ -49,7 +49,9 @@ __all__ = [
     "Transcoded",
     "compare",
     "find",
+    "look_inside",
     "prepare",
+    "settle",
     "transcode",
 ]
 
@@ -58,6 +60,11 @@ _log = logging.getLogger(__name__)
 _LARGEST_BATCH = 32
 _GRACE_SECONDS = 5.0  # beyond the decoder's own limit, before the process is ended
 
+_ENDED = (
+    ray.exceptions.WorkerCrashedError,
+    ray.exceptions.OutOfMemoryError,
+    ray.exceptions.NodeDiedError,
+)
 Result = dict[str, Any] | Rejected
 Item = Entry | Recheck
 Work = Callable[[Any], Result]
@@ -117,7 +124,6 @@ def prepare(
     config: PrepareConfig,
     *,
     found: Found | None = None,
-    plan: Plan | None = None,
     progress: Callable[[Progress], None] | None = None,
     examine: Examine = examine,
 ) -> Prepared:
@@ -126,8 +132,7 @@ def prepare(
     Args:
         config: Source, target, and labels.
         found: What `find` gave for this configuration, if it was called already.
-        plan: What `compare` gave, if it was called already; with nothing to do, Ray is not needed.
-        progress: Called after every batch.
+        progress: Called after every batch of videos that were looked at.
         examine: The probe of one entry; replaceable, so that tests can inject faults.
 
     Raises:
@@ -135,10 +140,20 @@ def prepare(
             at all.
         ScanStopped: The storage has failed in the middle; the same call goes on from there.
     """
-    if plan is None:
-        plan = compare(config, find(config) if found is None else found)
-    look(config, plan, spread=spread, examine=examine, progress=progress)
+    plan = compare(config, find(config) if found is None else found)
+    look_inside(config, plan, progress=progress, examine=examine)
     return settle(config, plan)
+
+
+def look_inside(
+    config: PrepareConfig,
+    plan: Plan,
+    *,
+    progress: Callable[[Progress], None] | None = None,
+    examine: Examine = examine,
+) -> None:
+    """Do what a plan says is to be done, on Ray, which is not needed for nothing; see `preparation.look`."""
+    look(config, plan, spread=spread, examine=examine, progress=progress)
 
 
 def transcode(
@@ -261,7 +276,7 @@ def spread(
         batch = running.pop(ready)
         try:
             yield list(zip(batch, ray.get(ready), strict=True))
-        except ray.exceptions.WorkerCrashedError:
+        except _ENDED:
             if len(batch) == 1:
                 limit = seconds(batch[0]) + _GRACE_SECONDS
                 message = f"it ended the process, or took over {limit:g} s"

@@ -16,7 +16,7 @@ import json
 import os
 import uuid
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
@@ -37,7 +37,7 @@ from clips.earlier import (
 )
 from clips.ingest import Entry, Examine, Recheck, Rejected, examine_content
 from clips.sorting import SortedRows
-from clips.sources import ENTRIES, Count, Found, Labels, entries_in, find_videos
+from clips.sources import ENTRIES, Count, Found, Labels, counted, entries_in, find_videos
 from clips.storage import StorageError
 
 _READ_BYTES_S = (
@@ -173,19 +173,25 @@ def _check_folder(path: str) -> None:
 _TODO = pa.schema([*(ENTRIES.field(name) for name in ENTRIES.names[:-2]), ("known", pa.string())])
 
 
-def compare(config: PrepareConfig, found: Found) -> Plan:
-    """Return which videos have to be looked at."""
+def compare(config: PrepareConfig, found: Found, *, progress: Count | None = None) -> Plan:
+    """Return which videos have to be looked at.
+
+    Args:
+        config: Source and target.
+        found: What `find` gave.
+        progress: Called with the number of videos, after every ten thousand.
+    """
     todo = SortedRows(_TODO)
     videos = resumed = 0
-    for entries, results in known_of(config, found):
+    for entries, results in counted(known_of(config, found), progress):
         if not entries or entries[0][1] is not None:
             continue
         videos += 1
-        entry = _whole(entries[0][0])
+        entry = entries[0][0]
         held = holding(config, entry, results)
         if held is None:
             known = _seen(results) if config.content_hash and not config.fresh else None
-            todo.append((*(getattr(entry, name) for name in _TODO.names[:-1]), known))
+            todo.append((*_of_the_video(entry), known))
         else:
             resumed += held.recent
     return Plan(found, todo, videos, resumed)
@@ -205,10 +211,9 @@ def parts_of(config: PrepareConfig, found: Found) -> Parts:
     return Parts(config.manifest, root=found.root, asked=asked, by_content=config.content_hash)
 
 
-def _whole(entry: Entry) -> Entry:
-    """The video of a row: without what the source says of its label, split, and span."""
-    nothing = {"label": None, "split": None, "start_s": None, "end_s": None}
-    return Entry(**{**asdict(entry), **nothing})
+def _of_the_video(entry: Entry) -> Iterator[Any]:
+    """The values of an entry that are the video's: not what the source says of label, split, and span."""
+    return (None if name in _SAID else value for name, value in vars(entry).items())
 
 
 def holding(config: PrepareConfig, entry: Entry, results: Iterable[Result]) -> Result | None:
@@ -231,6 +236,9 @@ def _seen(results: Iterable[Result]) -> str | None:
         if (result.etag or "").startswith("blake2b:"):
             return json.dumps([result.etag, result.found, result.reason, result.message])
     return None
+
+
+_SAID = ("label", "split", "start_s", "end_s")
 
 
 # --- looking ---------------------------------------------------------------------------------

@@ -18,13 +18,12 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from operator import attrgetter
-from typing import Any, Literal
+from typing import Literal, TypeVar
 
 import pyarrow as pa
 
 from clips import storage
 from clips.addresses import refuse_secrets
-from clips.file_info import files_below, is_folder, is_web, look_up
 from clips.ingest import Entry, Rejected
 from clips.lists import Mistakes, read_list
 from clips.manifest import SCHEMA
@@ -38,6 +37,7 @@ VIDEO_SUFFIXES = (
 LIST_SUFFIXES = (".csv", ".txt", ".list")
 Labels = Literal["none", "folders"]
 Count = Callable[[int], None]
+T = TypeVar("T")
 
 _SPLITS = {
     "train": "train",
@@ -119,17 +119,15 @@ def find_videos(
     refuse_secrets(root or "", what="root")
     source = storage.absolute(source)
     suffix = os.path.splitext(source)[1].lower()
-    if suffix in LIST_SUFFIXES and not is_folder(source):
+    if suffix in LIST_SUFFIXES and not _is_folder(source):
         return _from_list(source, root=root, progress=progress)
     if root is not None:
         raise ValueError(
             f"root goes with a list file ({', '.join(LIST_SUFFIXES)}), and {_shown(source)} is none"
         )
-    if suffix in VIDEO_SUFFIXES and not is_folder(source):
+    if suffix in VIDEO_SUFFIXES and not _is_folder(source):
         folder, _, name = source.rpartition("/")
-        info = look_up(source)
-        if info is None:
-            raise ValueError(f"there is nothing at {_shown(source)}; check the spelling")
+        info = storage.stat(source)
         return _gathered(folder, [Entry(name, info.size, info.etag)])
     return _from_folder(source, labels=labels, progress=progress)
 
@@ -169,7 +167,7 @@ def _from_folder(source: str, *, labels: Labels, progress: Count | None) -> Foun
 
     def walk() -> Iterator[Entry]:
         nonlocal others
-        for file in _told(files_below(source), progress):
+        for file in counted(_files_below(source), progress):
             parts = file.path.split("/")
             if any(part.startswith(".") or part == "__MACOSX" for part in parts):
                 continue
@@ -198,11 +196,12 @@ def _folder_label(folders: list[str], *, source: str, path: str) -> tuple[str | 
     return split, below[0]
 
 
-def _told(files: Iterable[Any], progress: Count | None) -> Iterator[Any]:
-    for number, file in enumerate(files, 1):
+def counted(items: Iterable[T], progress: Count | None) -> Iterator[T]:
+    """Yield the items, and tell `progress` how many there were after every ten thousand."""
+    for number, item in enumerate(items, 1):
         if progress is not None and number % _TOLD_EVERY == 0:
             progress(number)
-        yield file
+        yield item
 
 
 # --- lists -----------------------------------------------------------------------------------
@@ -233,7 +232,9 @@ def _from_list(source: str, *, root: str | None, progress: Count | None) -> Foun
     groups = itertools.groupby(listed.rows(), key=lambda row: row[0])
     paths, groups = itertools.tee((path, list(group)) for path, group in groups)
     found = _looked_up((path for path, _ in paths), base)
-    for (path, group), (info, reason, message) in zip(groups, _told(found, progress), strict=True):
+    for (path, group), (info, reason, message) in zip(
+        groups, counted(found, progress), strict=True
+    ):
         there += reason is None
         size, etag = (info.size, info.etag) if info else (None, None)
         for _, start_s, end_s, label, split, _ in group:
@@ -273,13 +274,13 @@ _Looked = tuple[FileInfo | None, str | None, str | None]
 
 def _looked_up(paths: Iterable[str], base: str) -> Iterator[_Looked]:
     """Yield what is at each of the sorted paths, all below `base` if there is one."""
-    if base and not storage.is_local(base) and not is_web(base):
+    if base and not storage.is_local(base) and not _is_web(base):
         return _listed_below(paths, base)  # a request for a thousand, not for each
     return _asked_for(paths)
 
 
 def _listed_below(paths: Iterable[str], base: str) -> Iterator[_Looked]:
-    files = files_below(base)
+    files = _files_below(base)
     file = next(files, None)
     for path in paths:
         name = path[len(base) + 1 :]
@@ -312,15 +313,33 @@ def _value(found: "Future[_Looked] | _Looked") -> _Looked:
 
 def _judged(path: str) -> _Looked:
     try:
-        info = look_up(path)
+        return storage.stat(path), None, None
     except StorageError as error:
+        if error.kind == "missing":
+            return _NOT_THERE
         # A web server's refusal is about one file; a bucket's, about who asks.
-        if error.kind != "denied" or not is_web(path):
+        if error.kind not in ("denied", "unsupported") or not _is_web(path):
             raise
-        return None, "denied", str(error)
-    if info is not None and info.size < 0:
-        return None, "unsupported", "the server does not say how long it is"
-    return (info, None, None) if info is not None else _NOT_THERE
+        return None, error.kind, str(error)
+
+
+def _files_below(place: str) -> Iterator[FileInfo]:
+    for file in storage.iterate_files(place):
+        if not file.path.isascii():
+            try:
+                file.path.encode()
+            except UnicodeEncodeError:
+                what = f"the name of {file.path!r} in {_shown(place)} is not UTF-8; rename it"
+                raise ValueError(what) from None
+        yield file
+
+
+def _is_folder(place: str) -> bool:
+    return not _is_web(place) and storage.is_folder(place)
+
+
+def _is_web(place: str) -> bool:
+    return place.startswith(("http://", "https://"))
 
 
 def _shown(place: str) -> str:

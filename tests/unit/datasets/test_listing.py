@@ -89,9 +89,10 @@ def test_links_are_followed_once_and_one_to_nowhere_is_an_empty_file(tmp_path: P
     (tmp_path / "set" / "again").symlink_to(tmp_path / "disk")
     (tmp_path / "disk" / "round").symlink_to(tmp_path / "disk")
     (tmp_path / "set" / "nowhere.mp4").symlink_to(tmp_path / "none")
+    os.utime(tmp_path / "disk" / "deep" / "a.mp4", ns=(7, 7))
     assert list(storage.iterate_files(str(tmp_path / "set"))) == [
-        FileInfo("again/deep/a.mp4", 3, None),
-        FileInfo("linked/deep/a.mp4", 3, None),
+        FileInfo("again/deep/a.mp4", 3, "7-3"),
+        FileInfo("linked/deep/a.mp4", 3, "7-3"),
         FileInfo("nowhere.mp4", 0, None),
     ]
 

@@ -46,9 +46,8 @@ class Scan:
             path.write_text(content)
 
     def config(self, **options: Any) -> PrepareConfig:
-        return PrepareConfig(
-            **{"source": str(self.source), "manifest": str(self.manifest)} | options
-        )
+        asked: dict[str, Any] = {"source": str(self.source), "manifest": str(self.manifest)}
+        return PrepareConfig(**asked | options)
 
     def run(
         self,
@@ -282,6 +281,44 @@ def test_parts_are_few_for_a_long_scan_and_lose_little(tmp_path: Path) -> None:
     assert len(parts.read()) == 0
 
 
+def test_two_scans_of_one_manifest_do_not_mix_silently(scan: Scan) -> None:
+    scan.put(a="1", b="2")
+    config = scan.config()
+    plan = compare(config, find(config))
+    look(config, plan, spread=scan.spread, examine=glance)
+    scan.run()  # goes on with what the first has found, and clears it away
+    scan.manifest.unlink()
+    with pytest.raises(
+        ValueError, match=r"m.parts no longer has what this scan has found: does another"
+    ):
+        settle(config, plan)
+
+
+def test_what_a_killed_writer_left_among_the_parts_is_passed_over(scan: Scan) -> None:
+    scan.put(a="1", b="2")
+    with pytest.raises(KeyboardInterrupt):
+        scan.run(interrupted_at("b.mp4", KeyboardInterrupt()))
+    (scan.manifest.parent / "m.parts" / ".x.parquet.a1b2").write_bytes(b"half")
+    (scan.manifest.parent / "m.parts" / "1.trial").touch()
+    scan.run()
+    assert scan.looked == ["b.mp4"]
+
+
+def test_progress_is_told_while_millions_are_compared_and_written(
+    scan: Scan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("clips.sources._TOLD_EVERY", 2)
+    scan.put(a="1", b="2", c="3", d="4", e="5")
+    config = scan.config()
+    seen: list[int] = []
+    states: list[Progress] = []
+    plan = compare(config, find(config), progress=seen.append)
+    look(config, plan, spread=scan.spread, examine=glance, progress=states.append)
+    settle(config, plan, progress=seen.append)
+    assert seen == [2, 4, 2, 4]
+    assert states[-1] == Progress(kept=5, rejected=0)
+
+
 # --- what a source says of its rows --------------------------------------------------------
 
 
@@ -340,7 +377,7 @@ def test_no_usable_video_names_the_reasons_and_keeps_the_manifest_before(scan: S
 
 def test_a_bucket_holds_source_manifest_and_parts(s3: Any, scan: Scan) -> None:
     s3.buckets["videos"] = {f"set/{n}.mp4": b"x" * n for n in range(1, 5)}
-    place = {"source": "s3://videos/set", "manifest": "s3://videos/lists/m.parquet"}
+    place: dict[str, Any] = {"source": "s3://videos/set", "manifest": "s3://videos/lists/m.parquet"}
     with pytest.raises(KeyboardInterrupt):
         scan.run(interrupted_at("3.mp4", KeyboardInterrupt()), **place)
     (part,) = [key for key in s3.buckets["videos"] if key.startswith("lists/")]
@@ -413,8 +450,11 @@ def test_what_is_no_manifest_is_never_replaced_and_a_newer_one_only_when_asked(
 )
 def test_impossible_settings_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message) as caught:
-        PrepareConfig(**{"source": "s", "manifest": "m.parquet"} | options)
+        PrepareConfig(**{**options, **{n: options.get(n, d) for n, d in _LEAST.items()}})
     assert "abc" not in str(caught.value)
+
+
+_LEAST = {"source": "s", "manifest": "m.parquet"}
 
 
 def test_rejected_files_of_an_earlier_version_read_back(scan: Scan) -> None:

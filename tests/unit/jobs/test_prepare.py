@@ -69,7 +69,7 @@ def slow(entry, **how):
     time.sleep(0.3)
     return examine(entry, **how)
 
-clips.pipeline.prepare = functools.partial(clips.pipeline.prepare, examine=slow)
+clips.pipeline.look_inside = functools.partial(clips.pipeline.look_inside, examine=slow)
 sys.argv = sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
