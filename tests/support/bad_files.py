@@ -19,6 +19,7 @@ from pathlib import Path
 
 import av
 import numpy as np
+from av.audio.stream import AudioStream
 from PIL import Image
 
 from clips.synthetic import Encoding, encode, numbered_frames
@@ -70,7 +71,12 @@ def _cut(good: dict[str, bytes]) -> dict[str, bytes]:
     """Files that end in their header, early, in the middle, late, and one byte too soon."""
     made: dict[str, bytes] = {}
     for kind, data in good.items():
-        places = {"header": 40, "tenth": len(data) // 10, "half": len(data) // 2, "last": len(data) - 1}
+        places = {
+            "header": 40,
+            "tenth": len(data) // 10,
+            "half": len(data) // 2,
+            "last": len(data) - 1,
+        }
         for place, length in places.items():
             made[f"cut-{place}.{kind}"] = data[:length]
     moov = good["first.mp4"].index(b"moov")
@@ -84,7 +90,11 @@ def _changed(good: dict[str, bytes]) -> dict[str, bytes]:
     made: dict[str, bytes] = {}
     for kind, data in good.items():
         length = len(data)
-        parts = {"head": (0, 200), "data": (length // 4, 3 * length // 4), "tail": (length - 1200, length)}
+        parts = {
+            "head": (0, 200),
+            "data": (length // 4, 3 * length // 4),
+            "tail": (length - 1200, length),
+        }
         for number, (part, (start, end)) in enumerate(parts.items()):
             draw = random.Random(number)
             flipped, zeroed = bytearray(data), bytearray(data)
@@ -110,23 +120,38 @@ def _absurd(good: dict[str, bytes]) -> dict[str, bytes]:
         "size-stream.avi": _put(avi, avi.index(b"strf") + 12, struct.pack("<II", 1 << 30, 1 << 30)),
         "size-pixels.mkv": _put(mkv, mkv.index(b"\xb0\x81") + 2, b"\xff"),
         "size-box.mp4": _put(mp4, mp4.index(b"moov") - 4, b"\x7f\xff\xff\xff"),
-        "size-box-wide.mp4": _put(mp4, mp4.index(b"moov") - 4, struct.pack(">I4sQ", 1, b"moov", 1 << 62)),
+        "size-box-wide.mp4": _put(
+            mp4, mp4.index(b"moov") - 4, struct.pack(">I4sQ", 1, b"moov", 1 << 62)
+        ),
         "count-duration.mp4": _put(mp4, mp4.index(b"mdhd") + 20, b"\xff\xff\xff\xfe"),
         "count-timescale.mp4": _put(mp4, mp4.index(b"mdhd") + 16, bytes(4)),
         "count-frames.avi": _put(avi, avi.index(b"avih") + 20, b"\xff\xff\xff\x7f"),
         "count-rate.avi": _put(avi, avi.index(b"strh") + 24, bytes(8)),
         "index-zeros.avi": _put(avi, avi.index(b"idx1") + 8, bytes(16 * FRAMES)),
-        "index-noise.avi": _put(avi, avi.index(b"idx1") + 8, random.Random(1).randbytes(16 * FRAMES)),
+        "index-noise.avi": _put(
+            avi, avi.index(b"idx1") + 8, random.Random(1).randbytes(16 * FRAMES)
+        ),
         "index-claim.avi": _put(avi, avi.index(b"idx1") + 4, b"\xff\xff\xff\x7f"),
         "index-outside.mp4": _put(mp4, mp4.index(b"stco") + 12, b"\xff\xff\xff\x00"),
         "index-header.mp4": _put(mp4, mp4.index(b"stco") + 12, bytes(4)),
         "odd-one-frame.mp4": encode(numbered_frames(1, width=WIDTH, height=HEIGHT)),
         "odd-no-first-key.mkv": _without_first_key(),
-        "odd-samples-of-one-byte.mp4": _put(huge, huge.index(b"stsz") + 8, struct.pack(">II", 1, 2)),
+        "odd-samples-of-one-byte.mp4": _put(
+            huge, huge.index(b"stsz") + 8, struct.pack(">II", 1, 2)
+        ),
     }
-    for box, value in (("stsz", 12), ("stts", 8), ("ctts", 8), ("stsc", 8), ("stss", 8), ("stco", 8)):
+    for box, value in (
+        ("stsz", 12),
+        ("stts", 8),
+        ("ctts", 8),
+        ("stsc", 8),
+        ("stss", 8),
+        ("stco", 8),
+    ):
         for name, count in (("2e31", 0x7FFFFFFF), ("2e24", 1 << 24)):
-            made[f"count-{box}-{name}.mp4"] = _put(mp4, mp4.index(box.encode()) + value, struct.pack(">I", count))
+            made[f"count-{box}-{name}.mp4"] = _put(
+                mp4, mp4.index(box.encode()) + value, struct.pack(">I", count)
+            )
     # Samples of one fixed size need no table: a header of a few bytes is a list of 2^31 of them.
     fixed = struct.pack(">II", 1000, 0x7FFFFFFF)
     made["count-fixed-samples.mp4"] = _put(mp4, mp4.index(b"stsz") + 8, fixed)
@@ -151,9 +176,11 @@ def _moov_first(mp4: bytes) -> bytes:
     moov, mdat = mp4.index(b"moov") - 4, mp4.index(b"mdat") - 4
     index = bytearray(mp4[moov:])
     place = index.index(b"stco") + 8
-    for entry in range(int.from_bytes(index[place - 0 : place + 4], "big")):
+    for entry in range(int.from_bytes(index[place : place + 4], "big")):
         at = place + 4 + 4 * entry
-        index[at : at + 4] = struct.pack(">I", int.from_bytes(index[at : at + 4], "big") + len(index))
+        index[at : at + 4] = struct.pack(
+            ">I", int.from_bytes(index[at : at + 4], "big") + len(index)
+        )
     return mp4[:mdat] + bytes(index) + mp4[mdat:moov]
 
 
@@ -230,6 +257,7 @@ def _sound(codec: str, container: str) -> bytes:
     file = io.BytesIO()
     with av.open(file, "w", format=container) as target:
         stream = target.add_stream(codec, rate=16000, layout="mono", format="fltp")
+        assert isinstance(stream, AudioStream)
         tone = (np.sin(np.arange(16000) / 8) * 0.5).astype(np.float32)[None]
         frame = av.AudioFrame.from_ndarray(tone, format="fltp", layout="mono")
         frame.sample_rate = 16000
@@ -242,9 +270,10 @@ def _playlists(secret: Path) -> dict[str, bytes]:
     """Files that only name others: on this machine, or on a host."""
     host = "http://127.0.0.1:9/secret.mp4"
     made: dict[str, bytes] = {}
+    hls = "#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\n{}\n#EXT-X-ENDLIST\n"
     for place, target in (("file", str(secret)), ("host", host)):
         made |= {
-            f"list-hls-{place}.mp4": f"#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\n{target}\n#EXT-X-ENDLIST\n".encode(),
+            f"list-hls-{place}.mp4": hls.format(target).encode(),
             f"list-concat-{place}.mp4": f"ffconcat version 1.0\nfile '{target}'\n".encode(),
             f"list-dash-{place}.mp4": (
                 '<?xml version="1.0"?><MPD xmlns="urn:mpeg:dash:schema:mpd:2011" type="static"><Period><AdaptationSet '
@@ -253,11 +282,19 @@ def _playlists(secret: Path) -> dict[str, bytes]:
             ).encode(),
         }
     made["list-sdp.mp4"] = (
-        b"v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\nm=video 5004 RTP/AVP 96\na=rtpmap:96 H264/90000\n"
+        b"v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\n"
+        b"m=video 5004 RTP/AVP 96\na=rtpmap:96 H264/90000\n"
     )
-    made["list-reference.mov"] = _box(
-        b"ftyp", b"qt  \0\0\0\0qt  "
-    ) + _box(b"moov", _box(b"rmra", _box(b"rmda", _box(b"rdrf", bytes(4) + b"url " + struct.pack(">I", len(host)) + host.encode()))))
+    made["list-reference.mov"] = _box(b"ftyp", b"qt  \0\0\0\0qt  ") + _box(
+        b"moov",
+        _box(
+            b"rmra",
+            _box(
+                b"rmda",
+                _box(b"rdrf", bytes(4) + b"url " + struct.pack(">I", len(host)) + host.encode()),
+            ),
+        ),
+    )
     return made
 
 
@@ -279,8 +316,12 @@ def _odd(good: dict[str, bytes]) -> dict[str, bytes]:
     return {
         "odd-size-change.ts": good["ts"] + larger,
         "odd-nested.mp4": start + nested,
-        "odd-packed-index.mp4": start + _box(b"moov", _box(b"cmov", _box(b"dcom", b"zlib") + packed)),
-        "odd-unknown-size.mkv": mkv[: cluster + 4] + b"\x01" + b"\xff" * 7 + random.Random(4).randbytes(300_000),
+        "odd-packed-index.mp4": start
+        + _box(b"moov", _box(b"cmov", _box(b"dcom", b"zlib") + packed)),
+        "odd-unknown-size.mkv": mkv[: cluster + 4]
+        + b"\x01"
+        + b"\xff" * 7
+        + random.Random(4).randbytes(300_000),
         "odd-twice.mp4": good["mp4"] + good["mp4"],
         "odd-headless.mp4": good["mp4"][good["mp4"].index(b"mdat") - 4 :][:3000],
     }
