@@ -190,7 +190,10 @@ def _without_first_key() -> bytes:
         numbered_frames(FRAMES, width=WIDTH, height=HEIGHT), Encoding(gop=1000, bframes=0)
     )
     file = io.BytesIO()
-    with av.open(io.BytesIO(encoded)) as source, av.open(file, "w", format="matroska") as target:
+    with (
+        av.open(io.BytesIO(encoded), "r") as source,
+        av.open(file, "w", format="matroska") as target,
+    ):
         stream = target.add_stream_from_template(source.streams.video[0])
         for packet in source.demux(video=0):
             if packet.size and not packet.is_keyframe:
