@@ -122,6 +122,13 @@ class Plan:
         """Videos that need no look: nothing has changed since the last manifest."""
         return self.videos - self.resumed - len(self.todo)
 
+    def summary(self) -> str:
+        """What there is and what is left to do, in a line for people."""
+        parts = [f"{self.known} known and unchanged"] if self.known else []
+        if self.resumed:
+            parts.append(f"{self.resumed} done by the scan that was interrupted")
+        return f"{self.videos} videos: {', '.join([*parts, f'{len(self.todo)} to look at'])}"
+
 
 class ScanStopped(StorageError):
     """A storage that failed in the middle of the work; what was done is kept."""

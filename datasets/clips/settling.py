@@ -56,6 +56,20 @@ class Prepared:
     removed: int
     """Videos, rejected ones included, beside what the manifest and the rejected files at this place said before."""
 
+    def summary(self) -> str:
+        """What came of it, in one or two lines for people."""
+        rows = f" ({self.rows} rows)" if self.rows != self.videos else ""
+        text = (
+            f"{self.videos} videos{rows} accepted, {sum(self.reasons.values())} rejected, {len(self.classes)} classes: "
+            f"{storage.redact(self.uri)} (hash {self.hash[:12]})"
+        )
+        if not self.before:
+            return text
+        return (
+            f"compared with the manifest before: {self.new} new, {self.changed} changed, {self.removed} gone, "
+            f"{self.unchanged} unchanged\n{text}"
+        )
+
     @functools.cached_property
     def manifest(self) -> Manifest:
         """The whole manifest, read into memory."""

@@ -3,6 +3,8 @@
 import itertools
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -110,6 +112,10 @@ def test_only_new_and_changed_videos_are_looked_at_again_and_those_that_are_gone
     third = scan.run()
     assert scan.looked == ["b.mp4", "c.mp4", "d.mp4"]
     assert counts(third) == (1, 2, 1, 1)
+    assert third.summary() == (
+        "compared with the manifest before: 1 new, 2 changed, 1 gone, 1 unchanged\n"
+        f"3 videos accepted, 1 rejected, 0 classes: {scan.manifest} (hash {third.hash[:12]})"
+    )
     assert third.manifest.table["video_id"].to_pylist() == ["b.mp4", "c.mp4", "d.mp4"]
     assert third.manifest.table["size"].to_pylist() == [7, 3, 3]
     assert scan.left() == ["in", "m.parquet", "m.rejected.parquet"]
@@ -139,6 +145,7 @@ def test_labels_splits_and_spans_change_without_a_look(scan: Scan) -> None:
     assert scan.looked == []
     assert counts(other) == (0, 0, 3, 0)
     assert (other.classes, other.videos, other.rows) == (("jump", "run"), 3, 6)
+    assert "\n3 videos (6 rows) accepted, 0 rejected, 2 classes: " in other.summary()
     table = other.manifest.table
     assert table["start_s"].to_pylist() == [0.0, 5.0] * 3
     assert table["end_s"].to_pylist() == [5.0, None] * 3
@@ -208,6 +215,7 @@ def test_ctrl_c_keeps_what_was_looked_at_and_the_same_command_goes_on(scan: Scan
     assert scan.left() == ["in", "m.parts"]
     plan = compare(scan.config(), find(scan.config()))
     assert (plan.videos, plan.resumed, plan.known, len(plan.todo)) == (5, 4, 0, 1)
+    assert plan.summary() == "5 videos: 4 done by the scan that was interrupted, 1 to look at"
     resumed = scan.run()
     assert scan.looked == ["d.mp4"]
     assert (resumed.rows, resumed.reasons) == (4, {"corrupt": 1})
@@ -481,3 +489,44 @@ def test_a_source_that_vanishes_while_it_is_listed_ends_the_scan(s3: Any, scan: 
     with pytest.raises(StorageError, match="cannot reach the storage of s3://videos/set"):
         scan.run(source="s3://videos/set")
     assert storage.list_names(str(scan.manifest.parent)) == []
+
+
+MILLIONS = """
+import resource, sys, tempfile
+from clips import storage
+from clips.preparation import PrepareConfig, compare, find, look
+from clips.settling import settle
+from clips.storage import FileInfo
+
+def listing(place):
+    for i in range(ROWS):
+        yield FileInfo(f"{i % 10}/{i // 10:08d}.mp4" if SHUFFLED else f"{i:08d}.mp4", i, f"{i * 2654435761:032x}")
+
+def spread(items, work, **_):
+    for item in items:
+        yield [(item, {**vars(item), **FOUND})]
+
+storage.iterate_files = listing
+storage.is_folder = lambda place: True
+with tempfile.TemporaryDirectory() as folder:
+    config = PrepareConfig(source="s3://bucket/set", manifest=f"{folder}/m.parquet", clips_per_minute=6)
+    plan = compare(config, find(config))
+    look(config, plan, spread=spread, examine=print)
+    print(settle(config, plan).rows)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+"""
+
+
+@pytest.mark.slow  # half a minute
+def test_three_hundred_thousand_videos_in_any_order_never_lie_in_memory() -> None:
+    script = MILLIONS.replace("ROWS", "300_000").replace("SHUFFLED", "True")
+    done = subprocess.run(
+        [sys.executable, "-c", script.replace("FOUND", repr(FOUND))],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    rows, peak_mib = map(int, done.stdout.split())
+    assert rows == 300_000
+    assert peak_mib < 450, "as Python objects alone they are twice that"
