@@ -231,7 +231,7 @@ def _from_list(source: str, *, root: str | None, progress: Count | None) -> Foun
     there = 0
     groups = itertools.groupby(listed.rows(), key=lambda row: row[0])
     paths, groups = itertools.tee((path, list(group)) for path, group in groups)
-    found = _looked_up((path for path, _ in paths), base)
+    found = _looked_up((path for path, _ in paths), base, count=len(listed))
     for (path, group), (info, reason, message) in zip(
         groups, counted(found, progress), strict=True
     ):
@@ -272,23 +272,31 @@ _Looked = tuple[FileInfo | None, str | None, str | None]
 """What is at a place, or None and why: reason and message."""
 
 
-def _looked_up(paths: Iterable[str], base: str) -> Iterator[_Looked]:
-    """Yield what is at each of the sorted paths, all below `base` if there is one."""
+def _looked_up(paths: Iterable[str], base: str, *, count: int) -> Iterator[_Looked]:
+    """Yield what is at each of `count` sorted paths, all below `base` if there is one."""
     if base and not storage.is_local(base) and not _is_web(base):
-        return _listed_below(paths, base)  # a request for a thousand, not for each
+        return _listed_below(paths, base, count=count)
     return _asked_for(paths)
 
 
-def _listed_below(paths: Iterable[str], base: str) -> Iterator[_Looked]:
+def _listed_below(paths: Iterable[str], base: str, *, count: int) -> Iterator[_Looked]:
+    """Look into a listing, at a request for a thousand files; if that has cost as much as asking for each, ask."""
     files = _files_below(base)
     file = next(files, None)
+    paths = iter(paths)
+    passed = 0
     for path in paths:
         name = path[len(base) + 1 :]
-        while file is not None and file.path < name:
+        while file is not None and file.path < name and passed < _A_REQUEST * count:
             file = next(files, None)
+            passed += 1
+        if passed >= _A_REQUEST * count:
+            yield from _asked_for(itertools.chain([path], paths))
+            return
         yield (file, None, None) if file is not None and file.path == name else _NOT_THERE
 
 
+_A_REQUEST = 1000  # files in a page of a listing
 _NOT_THERE: _Looked = (None, "missing", "the list names it, but it is not there")
 
 
