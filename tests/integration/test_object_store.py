@@ -169,7 +169,7 @@ def test_whatever_is_asked_waits_for_a_server_that_comes_back(
     storage.write_bytes(f"{bucket}/outage/old", b"old")
     storage.remove(f"{bucket}/outage/claim")
     before = storage.traffic()
-    timer = back_after(object_store, 2.0)
+    timer = back_after(object_store, 1.0)
     with storage.patience(60):
         assert act(f"{bucket}/outage")
     timer.join()
@@ -182,7 +182,7 @@ def test_a_reader_goes_on_over_a_server_that_was_killed(object_store: Gateway, b
     read = []
     with storage.patience(60), storage.open_seekable(f"{bucket}/long") as file:
         read.append(file.read(1 << 19))
-        timer = back_after(object_store, 3.0)
+        timer = back_after(object_store, 2.0)
         while piece := file.read(1 << 19):
             read.append(piece)
         timer.join()
@@ -249,7 +249,7 @@ def test_a_video_is_decoded_over_a_server_that_was_killed(
     monkeypatch.setattr(sources, "WHOLE_BYTES", 4096)
     data = encode(numbered_frames(24, width=64, height=64))
     storage.write_bytes(f"{bucket}/b.mp4", data)
-    timer = back_after(object_store, 2.0)
+    timer = back_after(object_store, 1.0)
     with storage.patience(60), open_video(f"{bucket}/b.mp4", size=len(data)) as reader:
         frames = reader.read([np.arange(0, 24)])[0]
     timer.join()

@@ -1,9 +1,8 @@
 """The default decoder: FFmpeg through PyAV, decoding only what the wanted frames need.
 
-How it works. All packets of the video stream are read first (cheap: no decoding), which gives the
-number of frames, their order, and the keyframes. Decoding then starts at the right keyframe, and
-packets that no other frame refers to are skipped unless their own frame is wanted (`skip_frame`
-set per packet), and gaps between clips are jumped over.
+How it works. All packets of the stream are read first (cheap: no decoding): they give the number of
+frames, their order, and the keyframes. Decoding then starts at the right keyframe, frames that no
+other refers to are skipped unless wanted (`skip_frame` set per packet), and gaps are jumped over.
 
 Guarantee: frames equal a full sequential decode bit for bit. The skip is used only with decoders
 that honour it packet by packet (H.264, HEVC, MPEG-4 part 2), and frames are matched by
@@ -11,10 +10,8 @@ presentation time, so it is off where a container has none (AVI, raw streams: th
 decoded from the start and counted). If a wanted frame does not come out, everything is decoded
 once more from the start without skipping, and only then is it missing.
 
-Cost (reference: decode.md): 57 ms a clip of 16 frames at stride 4 on Kinetics-like files, against
-137 ms of the authors' loader; four clips of one video cost as much as 1.7. Threads: none, here or
-in FFmpeg; workers are processes. Packets of files below 64 MiB are kept between the two passes;
-larger files are read again from the keyframe.
+Cost: docs/benchmarks.md. Threads: none, here or in FFmpeg; workers are processes. Packets of files
+below 64 MiB are kept between the two passes; larger files are read again from the keyframe.
 
 Shapes: T frames of a clip, H W of the displayed picture, C = 3 (RGB).
 """
@@ -72,10 +69,7 @@ class PyavReader:
         size: int | None = None,
         keep_bytes: int = _KEEP_BYTES,
     ) -> None:
-        """Open `source` and index its packets.
-
-        `keep_bytes` bounds the packets that stay in memory.
-        """
+        """Open `source` and index its packets, of which at most `keep_bytes` stay in memory."""
         self._config = config
         self._source = source
         self._size = size
@@ -181,6 +175,7 @@ class PyavReader:
             openable(self._source, size=self._size),
             metadata_errors="ignore",
             options={"protocol_whitelist": "file"},
+            timeout=self._config.wall_seconds,  # of one read: it may search gigabytes for a packet
         )
         assert isinstance(container, InputContainer)
         try:
@@ -219,7 +214,7 @@ class PyavReader:
         self._is_key: list[bool] = []
         hidden: list[bool] = []
         for packet in _video_packets(self._container, self._stream):
-            self._check_time("reading the index")
+            self._check_time("reading packet", len(self._pts))
             self._pts.append(packet.pts)
             self._dts.append(packet.dts)
             self._is_key.append(packet.is_keyframe)
@@ -278,32 +273,34 @@ class PyavReader:
         """Decode from keyframe to keyframe, skipping frames nobody needs."""
         skippable = self._stream.codec_context.name in _SKIPPABLE
         index_of = {self._shown[i]: i for i in wanted}
-        pending = iter(wanted)
-        upcoming = next(pending)
-        start = self._key_before(self._shown[upcoming])
-        while left:
+        unfed, ahead = set(index_of), iter(sorted(index_of))
+        upcoming: int | None = next(ahead)
+        start = self._key_before(upcoming)
+        while left and start < len(self._pts):
+            full, key = None, start  # whether the decoder is told to skip nothing; where to jump
             for position, packet in self._packets_from(start):
-                context = self._stream.codec_context  # another one where the file was opened again
-                if packet is not None and skippable:
-                    context.skip_frame = "DEFAULT" if packet.pts in index_of else "NONREF"
-                for frame in context.decode(packet):
+                context = self._stream.codec_context  # a large file may have been opened again
+                needed = packet is None or packet.pts in index_of
+                if skippable and needed is not full:  # setting it costs as much as skipping a frame
+                    context.skip_frame, full = ("DEFAULT" if needed else "NONREF"), needed
+                frames = context.decode(packet)
+                if packet is not None and needed:
+                    unfed.discard(packet.pts)
+                    while upcoming is not None and upcoming not in unfed:
+                        upcoming = next(ahead, None)
+                    key = len(self._pts) if upcoming is None else self._key_before(upcoming)
+                    if key > position + 1:  # what is in comes out without decoding on
+                        frames += context.decode(None)
+                for frame in frames:
                     index = index_of.get(frame.pts) if frame.pts is not None else None
                     if index in left:
                         yield index, frame
-                self._check_time(f"decoding packet {position} of {len(self._pts)}")
-                while upcoming not in left:
-                    following = next(pending, None)
-                    if following is None:
-                        break
-                    upcoming = following
-                if not left:
-                    break
-                key = self._key_before(self._shown[upcoming])
+                self._check_time("decoding packet", position)
                 if key > position + 1:
-                    start = key
                     break
             else:
                 break
+            start = key
         self._stream.codec_context.skip_frame = "DEFAULT"
 
     def _sequential(self, left: set[int]) -> Iterator[tuple[int, VideoFrame]]:
@@ -314,7 +311,7 @@ class PyavReader:
                 index = index_of.get(frame.pts) if frame.pts is not None else None
                 if index in left:
                     yield index, frame
-            self._check_time(f"decoding packet {position} of {len(self._pts)}")
+            self._check_time("decoding packet", position)
             if not left:
                 return
 
@@ -326,7 +323,7 @@ class PyavReader:
                 if index in left:
                     yield index, frame
                 index += 1
-            self._check_time(f"decoding packet {position} of {len(self._pts)}")
+            self._check_time("decoding packet", position)
             if not left:
                 return
 
@@ -387,9 +384,11 @@ class PyavReader:
                 f"frames of {width}x{height}; decode.max_pixels is {self._config.max_pixels}",
             )
 
-    def _check_time(self, doing: str) -> None:
-        if time.thread_time() > self._deadline:
-            raise DecodeError("timeout", f"over {self._config.seconds:g} s while {doing}")
+    def _check_time(self, doing: str, position: int) -> None:
+        # Asking for the time costs as much as passing over a frame, so not every packet does.
+        if position % 8 == 0 and time.thread_time() > self._deadline:
+            over = f"over {self._config.seconds:g} s while {doing} {position}"
+            raise DecodeError("timeout", over)
 
 
 def _video_packets(container: InputContainer, stream: VideoStream) -> Iterator[Packet]:

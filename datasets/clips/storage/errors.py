@@ -64,6 +64,8 @@ def storage_error(kind: ErrorKind, uri: str, detail: str = "") -> StorageError:
     what, advice = _ADVICE[kind]
     if kind == "no_credentials":
         advice = _CREDENTIALS.get(scheme(uri), "see its documentation")
+    if scheme(uri) != "s3":
+        advice = advice.replace(", and AWS_ENDPOINT_URL", "")
     return StorageError(
         kind, f"{what} {redact(uri)}" + (f" ({detail})" if detail else "") + f"; {advice}"
     )

@@ -223,6 +223,7 @@ def test_a_web_server_that_is_not_there_is_unreachable(monkeypatch: pytest.Monke
         with pytest.raises(StorageError) as caught:
             read("http://127.0.0.1:9/a.mp4")
         assert caught.value.kind == "unreachable"
+        assert str(caught.value).endswith("; check the network")
 
 
 # --- Google's ------------------------------------------------------------------------------
