@@ -226,7 +226,7 @@ def _of_the_video(entry: Entry) -> Iterator[Any]:
 def holding(config: PrepareConfig, entry: Entry, results: Iterable[Result]) -> Result | None:
     """Return the result that makes a look unnecessary."""
     for result in results:
-        if not result.is_of(entry):
+        if not result.is_of(entry) or (result.found is None and result.reason is None):
             continue
         if result.recent:
             return result
@@ -240,7 +240,8 @@ def holding(config: PrepareConfig, entry: Entry, results: Iterable[Result]) -> R
 def _seen(results: Iterable[Result]) -> str | None:
     """The last result with a hash of the content, as JSON."""
     for result in results:
-        if (result.etag or "").startswith("blake2b:"):
+        told = result.found is not None or result.reason is not None
+        if told and (result.etag or "").startswith("blake2b:"):
             return json.dumps([result.etag, result.found, result.reason, result.message])
     return None
 

@@ -15,7 +15,6 @@ from clips.earlier import (
     OF_THE_MOMENT,
     PROBED,
     Result,
-    manifest_before,
     read_rejected,
     rejected_place,
     write_rejected,
@@ -93,7 +92,7 @@ def settle(config: PrepareConfig, plan: Plan, *, progress: Count | None = None) 
         ValueError: Two rows are the same, or there is no usable video at all; an earlier manifest then stays.
     """
     rejected_uri = rejected_place(config.manifest)
-    before = manifest_before(config.manifest, fresh=config.fresh) is not None
+    before = storage.exists(config.manifest)
     settled = _Settled(config, plan.found)
     known = counted(known_of(config, plan.found), progress)
     write_rejected(settled.walk(known), rejected_uri)

@@ -172,6 +172,16 @@ def test_a_data_set_that_has_moved_is_looked_at_again_only_where_the_etag_tells_
     assert scan.looked == ["a.mp4", "b.mp4"]
 
 
+def test_a_manifest_of_another_tool_that_lacks_columns_is_completed(scan: Scan) -> None:
+    scan.put(a="1", b="2")
+    rows = scan.run().manifest.table.to_pylist()
+    rows[1]["duration_s"] = None
+    write_manifest(Manifest.build(rows, root=str(scan.source)), str(scan.manifest))
+    made = scan.run(clips_per_minute=12)
+    assert scan.looked == ["b.mp4"]
+    assert (made.rows, counts(made)) == (4, (0, 0, 2, 0))
+
+
 def test_a_content_hash_sees_a_change_that_time_and_size_hide(scan: Scan) -> None:
     scan.put(a="1", b="2", corrupt="x")
     looks: list[str] = []
