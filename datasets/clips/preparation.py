@@ -286,7 +286,10 @@ def look(
     kept = rejected = 0
     try:
         for pairs in spread(
-            _items(config, plan), work, total=len(plan.todo), seconds=_limit(config)
+            _items(config, plan),
+            work,
+            total=len(plan.todo),
+            seconds=_limit(config, plan.found.root),
         ):
             results = [result_of(_entry(item), result) for item, result in pairs]
             rejected += sum(result.found is None for result in results)
@@ -325,11 +328,13 @@ def _entry(item: Item) -> Entry:
     return item if isinstance(item, Entry) else item.entry
 
 
-def _limit(config: PrepareConfig) -> Callable[[Item], float]:
-    """Seconds that a look at one item may take."""
+def _limit(config: PrepareConfig, root: str) -> Callable[[Item], float]:
+    """Seconds that a look at one item may take: a slow store must not pass for a video that hangs."""
 
     def limit(item: Item) -> float:
-        reading = _entry(item).size / _READ_BYTES_S if config.content_hash else 0.0
-        return config.decode.seconds + reading
+        entry = _entry(item)
+        remote = not storage.is_local(storage.join(root, entry.video_id))
+        reading = entry.size / _READ_BYTES_S if remote or config.content_hash else 0.0
+        return config.decode.wall_seconds + reading + (_SILENCE_S if remote else 0.0)
 
     return limit
