@@ -40,9 +40,8 @@ from clips.sorting import SortedRows
 from clips.sources import ENTRIES, Count, Found, Labels, counted, entries_in, find_videos
 from clips.storage import StorageError
 
-_READ_BYTES_S = (
-    5e6  # slower than any store: a hash may take size / this, on top of the probe's limit
-)
+_READ_BYTES_S = 1e6  # slower than a store that works
+_SILENCE_S = 60.0  # of a store, which then says itself that it fails
 
 
 @dataclass(frozen=True)
