@@ -14,11 +14,12 @@ import pytest
 
 from clips import Manifest, StorageError, read_manifest, storage, write_manifest
 from clips.earlier import Parts, read_rejected, result_of
-from clips.ingest import Entry, Rejected
+from clips.ingest import Entry, Rejected, examine
 from clips.manifest import SCHEMA
 from clips.preparation import PrepareConfig, Progress, ScanStopped, compare, find, look
 from clips.settling import Prepared, settle
 from clips.storage.errors import storage_error
+from clips.synthetic import Encoding, encode, numbered_frames
 
 FOUND = {
     **{"container": "mp4", "codec": "h264", "pixel_format": "yuv420p", "width": 64, "height": 48},
@@ -491,6 +492,29 @@ def test_every_column_of_a_row_is_filled_by_its_source_or_by_the_look(scan: Scan
     assert {name for name in SCHEMA.names if row[name] is None} == {
         *("labels", "split", "start_s", "end_s", "boxes")
     }
+
+
+def test_a_bucket_that_vanishes_while_it_is_looked_at_costs_no_video(s3: Any, scan: Scan) -> None:
+    video = encode(numbered_frames(12, width=64, height=48), Encoding(gop=12))
+    s3.buckets["videos"] = {f"set/{n}.mp4": video for n in range(6)}
+
+    def unplugged(entry: Entry, **how: Any) -> Any:
+        if entry.video_id == "3.mp4":
+            s3.failures = [(503, "ServiceUnavailable")] * 99
+        return examine(entry, **how)
+
+    with pytest.raises(
+        ScanStopped, match=r"cannot reach .*set/3.mp4.* 3 of 6 videos were looked at"
+    ):
+        scan.run(unplugged, source="s3://videos/set")
+    s3.failures = []
+    made = scan.run(examine, source="s3://videos/set")
+    assert scan.looked == ["3.mp4", "4.mp4", "5.mp4"]
+    assert (made.rows, made.reasons) == (6, {})
+    scan.manifest.unlink()
+    whole = scan.run(examine, source="s3://videos/set")
+    assert (len(scan.looked), whole.hash) == (6, made.hash)
+    assert whole.manifest == made.manifest
 
 
 def test_a_source_that_vanishes_while_it_is_listed_ends_the_scan(s3: Any, scan: Scan) -> None:
