@@ -11,6 +11,7 @@ walked through, sorted, and kept in files beyond a few hundred thousand (`sortin
 no memory. What a list names but is not there becomes an entry with a reason.
 """
 
+import contextlib
 import itertools
 import os
 from collections import deque
@@ -29,6 +30,7 @@ from clips.lists import Mistakes, read_list
 from clips.manifest import SCHEMA
 from clips.sorting import SortedRows
 from clips.storage import FileInfo, StorageError
+from clips.storage.listing import local_info
 
 VIDEO_SUFFIXES = (
     *(".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".m2ts"),
@@ -231,7 +233,7 @@ def _from_list(source: str, *, root: str | None, progress: Count | None) -> Foun
     there = 0
     groups = itertools.groupby(listed.rows(), key=lambda row: row[0])
     paths, groups = itertools.tee((path, list(group)) for path, group in groups)
-    found = _looked_up((path for path, _ in paths), base)
+    found = _looked_up((path for path, _ in paths), base, count=len(listed))
     for (path, group), (info, reason, message) in zip(
         groups, counted(found, progress), strict=True
     ):
@@ -272,23 +274,31 @@ _Looked = tuple[FileInfo | None, str | None, str | None]
 """What is at a place, or None and why: reason and message."""
 
 
-def _looked_up(paths: Iterable[str], base: str) -> Iterator[_Looked]:
-    """Yield what is at each of the sorted paths, all below `base` if there is one."""
+def _looked_up(paths: Iterable[str], base: str, *, count: int) -> Iterator[_Looked]:
+    """Yield what is at each of `count` sorted paths, all below `base` if there is one."""
     if base and not storage.is_local(base) and not _is_web(base):
-        return _listed_below(paths, base)  # a request for a thousand, not for each
+        return _listed_below(paths, base, count=count)
     return _asked_for(paths)
 
 
-def _listed_below(paths: Iterable[str], base: str) -> Iterator[_Looked]:
+def _listed_below(paths: Iterable[str], base: str, *, count: int) -> Iterator[_Looked]:
+    """Look into a listing, at a request for a thousand files; if that has cost as much as asking for each, ask."""
     files = _files_below(base)
     file = next(files, None)
+    paths = iter(paths)
+    passed = 0
     for path in paths:
         name = path[len(base) + 1 :]
-        while file is not None and file.path < name:
+        while file is not None and file.path < name and passed < _A_REQUEST * count:
             file = next(files, None)
+            passed += 1
+        if passed >= _A_REQUEST * count:
+            yield from _asked_for(itertools.chain([path], paths))
+            return
         yield (file, None, None) if file is not None and file.path == name else _NOT_THERE
 
 
+_A_REQUEST = 1000  # files in a page of a listing
 _NOT_THERE: _Looked = (None, "missing", "the list names it, but it is not there")
 
 
@@ -312,6 +322,9 @@ def _value(found: "Future[_Looked] | _Looked") -> _Looked:
 
 
 def _judged(path: str) -> _Looked:
+    if storage.is_local(path):
+        with contextlib.suppress(OSError):  # what it means, the slower way below says
+            return local_info(storage.local_path(path), named=path), None, None
     try:
         return storage.stat(path), None, None
     except StorageError as error:
