@@ -239,6 +239,8 @@ class Parts:
         self.folder = f"{manifest.removesuffix('.parquet')}.parts"
         self._root, self._asked, self._clock = root, asked, clock
         self._kind = {"version": _PART_VERSION, "by_content": by_content}
+        self.saved = 0
+        """Results in the parts that this object has written."""
         self._results: list[Result] = []
         self._started = self._written = clock()
 
@@ -283,6 +285,7 @@ class Parts:
             f"{uuid.uuid4().hex[:16]}.parquet"  # a second scan of the same manifest writes others
         )
         storage.write_bytes(f"{self.folder}/{name}", sink.getvalue().to_pybytes())
+        self.saved += len(rows)
         self._results, self._written = [], self._clock()
 
     def remove(self) -> None:

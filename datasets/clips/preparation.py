@@ -284,26 +284,23 @@ def look(
     parts = parts_of(config, plan.found)
     kept = rejected = 0
     try:
-        for pairs in spread(
-            _items(config, plan),
-            work,
-            total=len(plan.todo),
-            seconds=_limit(config, plan.found.root),
-        ):
-            results = [result_of(_entry(item), result) for item, result in pairs]
-            rejected += sum(result.found is None for result in results)
-            kept += sum(result.found is not None for result in results)
-            parts.add(results)
-            if progress is not None:
-                progress(Progress(kept, rejected))
+        try:
+            limit = _limit(config, plan.found.root)
+            for pairs in spread(_items(config, plan), work, total=len(plan.todo), seconds=limit):
+                results = [result_of(_entry(item), result) for item, result in pairs]
+                rejected += sum(result.found is None for result in results)
+                kept += sum(result.found is not None for result in results)
+                parts.add(results)
+                if progress is not None:
+                    progress(Progress(kept, rejected))
+        finally:
+            parts.write()  # however it ends: Ctrl-C, too
     except StorageError as error:
         raise ScanStopped(
             error.kind,
-            f"{error}; {kept + rejected} of {len(plan.todo)} videos were looked at until then and are kept: "
+            f"{error}; {parts.saved} of {len(plan.todo)} videos were looked at until then and are kept: "
             "the same command goes on from there",
         ) from error
-    finally:
-        parts.write()
 
 
 def _items(config: PrepareConfig, plan: Plan) -> Iterator[Item]:

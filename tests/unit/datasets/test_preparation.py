@@ -517,6 +517,25 @@ def test_a_bucket_that_vanishes_while_it_is_looked_at_costs_no_video(s3: Any, sc
     assert whole.manifest == made.manifest
 
 
+def test_a_manifests_bucket_that_vanishes_claims_to_keep_only_what_it_has(
+    s3: Any, scan: Scan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("clips.earlier._PART_ROWS", 2)
+    scan.put(a="1", b="2", c="3", d="4", e="5")
+    place: dict[str, Any] = {"manifest": "s3://videos/m.parquet"}
+
+    def unplugged(entry: Entry, **how: Any) -> Any:
+        if entry.video_id == "d.mp4":
+            s3.failures = [(503, "ServiceUnavailable")] * 99
+        return glance(entry, **how)
+
+    with pytest.raises(ScanStopped, match=r"s3://videos/m.parts/.* 2 of 5 videos were looked at"):
+        scan.run(unplugged, **place)
+    s3.failures = []
+    assert scan.run(**place).rows == 5
+    assert scan.looked == ["c.mp4", "d.mp4", "e.mp4"]
+
+
 def test_a_source_that_vanishes_while_it_is_listed_ends_the_scan(s3: Any, scan: Scan) -> None:
     s3.buckets["videos"] = {"set/1.mp4": b"x"}
     s3.failures = [(503, "ServiceUnavailable")] * 99

@@ -98,7 +98,10 @@ def test_a_job_that_is_killed_or_interrupted_goes_on_where_it_was(tmp_path: Path
             assert running.poll() is None, running.communicate()
             assert time.monotonic() < deadline, "no part was written"
             time.sleep(0.05)
-        running.send_signal(how)
+        if how == signal.SIGINT:  # as a terminal does: to all that the command has started
+            os.killpg(running.pid, how)
+        else:
+            running.send_signal(how)
         return running.communicate(timeout=60)[1]
 
     killed = started()
