@@ -11,6 +11,7 @@ from typing import Any
 
 from clips import storage
 from clips.storage import FileInfo, StorageError
+from clips.storage.access import attempt
 
 
 def files_below(place: str) -> Iterator[FileInfo]:
@@ -74,7 +75,7 @@ def _head(uri: str) -> FileInfo:
         size = found["size"]
         return FileInfo(path, -1 if size is None else int(size), changed and changed.strip('"'))
 
-    return storage._attempt(uri, look)
+    return attempt(uri, look)
 
 
 def _meaning(error: FileNotFoundError) -> Exception:

@@ -11,22 +11,22 @@ walked through, sorted, and kept in files beyond a few hundred thousand (`sortin
 no memory. What a list names but is not there becomes an entry with a reason.
 """
 
+import functools
 import itertools
 import os
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from operator import attrgetter
 from typing import Any, Literal
 
 import pyarrow as pa
 
-from clips import storage
+from clips import frames, shards, storage
 from clips.addresses import refuse_secrets
 from clips.file_info import files_below, is_folder, is_web, look_up
 from clips.ingest import Entry, Rejected
 from clips.lists import Mistakes, read_list
+from clips.lookahead import in_turn
 from clips.manifest import SCHEMA
 from clips.sorting import SortedRows
 from clips.storage import FileInfo, StorageError
@@ -47,7 +47,6 @@ _SPLITS = {
     "valid": "val",
     "test": "test",
 }
-_AT_ONCE = 32  # requests for single objects
 _TOLD_EVERY = 10_000
 
 _FIELDS = tuple(field.name for field in fields(Entry))
@@ -57,6 +56,8 @@ ENTRIES = pa.schema(
     + [("reason", pa.string()), ("message", pa.string())]
 )
 """Columns of entries that are walked through: those of `Entry`, and why one cannot be looked at (null: it can)."""
+Row = tuple[Entry, str | None, str | None]
+"""An entry, and why it cannot be looked at: reason and message, or None."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ class Found:
         )
 
 
-def entries_in(rows: SortedRows) -> Iterator[tuple[Entry, str | None, str | None]]:
+def entries_in(rows: SortedRows) -> Iterator[Row]:
     """Yield entries in order, each with why it cannot be looked at (reason and message, or None)."""
     for *values, reason, message in rows.rows():
         yield Entry(*values), reason, message
@@ -125,39 +126,72 @@ def find_videos(
         raise ValueError(
             f"root goes with a list file ({', '.join(LIST_SUFFIXES)}), and {_shown(source)} is none"
         )
-    if suffix in VIDEO_SUFFIXES and not is_folder(source):
+    if suffix in (*VIDEO_SUFFIXES, shards.SUFFIX) and not is_folder(source):
         folder, _, name = source.rpartition("/")
         info = look_up(source)
         if info is None:
             raise ValueError(f"there is nothing at {_shown(source)}; check the spelling")
-        return _gathered(folder, [Entry(name, info.size, info.etag)])
+        file = FileInfo(name, info.size, info.etag)
+        return _gathered(folder, entries_of(file, source=folder, labels="none"))
     return _from_folder(source, labels=labels, progress=progress)
 
 
-def entries_of(file: FileInfo, *, source: str, labels: Labels) -> list[Entry]:
-    """Return what a listed file is: a video, or nothing that is known.
+def entries_of(file: FileInfo, *, source: str, labels: Labels) -> list[Row]:
+    """Return what a listed file is: a video, a folder of frames, the videos of a shard, or nothing that is known.
 
     Args:
         file: Its path is relative to `source`.
         source: The listed folder or prefix.
-        labels: See `find_videos`.
+        labels: See `find_videos`; what stands beside a video in a shard comes first.
 
     Raises:
         ValueError: It lies in no class folder, and should.
     """
-    parts = file.path.split("/")
-    if os.path.splitext(file.path)[1].lower() not in VIDEO_SUFFIXES:
+    folder, shard = isinstance(file, frames.Folder), file.path.lower().endswith(shards.SUFFIX)
+    if not (folder or shard or _is_video(file.path)):
         return []
     split = label = None
     if labels == "folders":
-        split, label = _folder_label(parts[:-1], source=source, path=file.path)
-    return [Entry(file.path, file.size, file.etag, label=label, split=split)]
+        split, label = _folder_label(file.path.split("/")[:-1], source=source, path=file.path)
+    entry = Entry(file.path, file.size, file.etag, label=label, split=split)
+    if shard:
+        return _in_shard(entry, source)
+    return [(replace(entry, container="frames") if folder else entry, None, None)]
 
 
-def _gathered(root: str, entries: Iterable[Entry]) -> Found:
+def _is_video(path: str) -> bool:
+    return os.path.splitext(path)[1].lower() in VIDEO_SUFFIXES
+
+
+def _in_shard(shard: Entry, source: str) -> list[Row]:
+    """The videos of a shard, each with the shard's etag."""
+    place = storage.join(source, shard.video_id)
+    try:
+        found = shards.members(place, size=shard.size, suffixes=VIDEO_SUFFIXES)
+    except ValueError as error:
+        return [(shard, "corrupt", str(error))]
+    if not found:
+        return [(shard, "empty", "no video is in this shard")]
+    return [
+        (
+            replace(
+                shard,
+                video_id=f"{shard.video_id}/{member.name}",
+                size=member.size,
+                offset=member.offset,
+                label=member.label or shard.label,
+            ),
+            None,
+            None,
+        )
+        for member in found
+    ]
+
+
+def _gathered(root: str, found: Iterable[Row]) -> Found:
     rows = SortedRows(ENTRIES)
-    for entry in entries:
-        rows.append((*_values(entry), None, None))
+    for entry, reason, message in found:
+        rows.append((*_values(entry), reason, message))
     return Found(root, rows)
 
 
@@ -167,15 +201,23 @@ def _gathered(root: str, entries: Iterable[Entry]) -> Found:
 def _from_folder(source: str, *, labels: Labels, progress: Count | None) -> Found:
     others = 0
 
-    def walk() -> Iterator[Entry]:
-        nonlocal others
+    def seen() -> Iterator[FileInfo]:
         for file in _told(files_below(source), progress):
             parts = file.path.split("/")
-            if any(part.startswith(".") or part == "__MACOSX" for part in parts):
-                continue
-            found = entries_of(file, source=source, labels=labels)
+            if not any(part.startswith(".") or part == "__MACOSX" for part in parts):
+                yield file
+
+    def walk() -> Iterator[Row]:
+        nonlocal others
+        look = functools.partial(entries_of, source=source, labels=labels)
+        for found in in_turn(
+            look, frames.with_folders(seen(), is_video=_is_video), _is_remote_shard
+        ):
             others += not found
             yield from found
+
+    def _is_remote_shard(file: FileInfo) -> bool:
+        return file.path.lower().endswith(shards.SUFFIX) and not storage.is_local(source)
 
     found = _gathered(source, walk())
     if not len(found):
@@ -209,7 +251,7 @@ def _told(files: Iterable[Any], progress: Count | None) -> Iterator[Any]:
 
 _LISTED = pa.schema(
     [
-        *(SCHEMA.field(name) for name in ("video_id", "start_s", "end_s", "label", "split")),
+        *(SCHEMA.field(n) for n in ("video_id", "start_s", "end_s", "label", "split", "frames")),
         ("line", pa.int64()),
     ]
 )
@@ -223,7 +265,7 @@ def _from_list(source: str, *, root: str | None, progress: Count | None) -> Foun
         path = row.path
         if "://" not in path:
             path = path if os.path.isabs(path) else storage.join(base, path)
-        listed.append((path, row.start_s, row.end_s, row.label, row.split, row.line))
+        listed.append((path, row.start_s, row.end_s, row.label, row.split, row.frames, row.line))
     _check_unique(source, listed, base)
     if not all(path.startswith(f"{base}/") for path in listed.ends()):
         base = common_folder(*listed.ends())
@@ -232,13 +274,15 @@ def _from_list(source: str, *, root: str | None, progress: Count | None) -> Foun
     there = 0
     groups = itertools.groupby(listed.rows(), key=lambda row: row[0])
     paths, groups = itertools.tee((path, list(group)) for path, group in groups)
-    found = _looked_up((path for path, _ in paths), base)
+    found = _looked_up(((path, group[0][5] is not None) for path, group in paths), base)
     for (path, group), (info, reason, message) in zip(groups, _told(found, progress), strict=True):
         there += reason is None
         size, etag = (info.size, info.etag) if info else (None, None)
-        for _, start_s, end_s, label, split, _ in group:
+        container = "frames" if isinstance(info, frames.Folder) else None
+        for _, start_s, end_s, label, split, count, _ in group:
             spans = {"start_s": start_s, "end_s": end_s}
             entry = Entry(path[cut:], size, etag, label, split, **spans)  # pyright: ignore[reportArgumentType]
+            entry = replace(entry, container=container, frames=count)
             rows.append((*_values(entry), reason, message))
     if not there:
         if storage.is_local(base) and not os.path.isdir(base):
@@ -271,43 +315,57 @@ _Looked = tuple[FileInfo | None, str | None, str | None]
 """What is at a place, or None and why: reason and message."""
 
 
-def _looked_up(paths: Iterable[str], base: str) -> Iterator[_Looked]:
-    """Yield what is at each of the sorted paths, all below `base` if there is one."""
-    if base and not storage.is_local(base) and not is_web(base):
-        return _listed_below(paths, base)  # a request for a thousand, not for each
-    return _asked_for(paths)
+def _looked_up(wanted: Iterable[tuple[str, bool]], base: str) -> Iterator[_Looked]:
+    """Yield what is at each of the sorted places, all below `base` if there is one.
+
+    With each path comes whether it is a folder of frames.
+    """
+    listed = bool(base) and not storage.is_local(base) and not is_web(base)
+    judge = _listing_of(base) if listed else _judged  # a request for a thousand, not for each
+
+    def look(want: tuple[str, bool]) -> _Looked:
+        return _folder_at(want[0]) if want[1] else judge(want[0])
+
+    def is_slow(want: tuple[str, bool]) -> bool:
+        return not storage.is_local(want[0]) and (want[1] or not listed)
+
+    return in_turn(look, wanted, is_slow)
 
 
-def _listed_below(paths: Iterable[str], base: str) -> Iterator[_Looked]:
+def _listing_of(base: str) -> Callable[[str], _Looked]:
     files = files_below(base)
     file = next(files, None)
-    for path in paths:
+
+    def find(path: str) -> _Looked:
+        nonlocal file
         name = path[len(base) + 1 :]
         while file is not None and file.path < name:
             file = next(files, None)
-        yield (file, None, None) if file is not None and file.path == name else _NOT_THERE
+        if file is not None and file.path == name:
+            return _no_shard(file)
+        return _NOT_THERE
+
+    return find
 
 
 _NOT_THERE: _Looked = (None, "missing", "the list names it, but it is not there")
 
 
-def _asked_for(paths: Iterable[str]) -> Iterator[_Looked]:
-    """Ask for each: local files at once, others with many requests under way."""
-    waiting: deque[Future[_Looked] | _Looked] = deque()
-    pool = ThreadPoolExecutor(_AT_ONCE)
-    try:
-        for path in paths:
-            waiting.append(_judged(path) if storage.is_local(path) else pool.submit(_judged, path))
-            if len(waiting) > 4 * _AT_ONCE:
-                yield _value(waiting.popleft())
-        while waiting:
-            yield _value(waiting.popleft())
-    finally:
-        pool.shutdown(cancel_futures=True)
+def _folder_at(path: str) -> _Looked:
+    info = frames.folder_at(path)
+    if info is None:
+        return None, "missing", "the list names it, but no folder of numbered pictures is there"
+    return info, None, None
 
 
-def _value(found: "Future[_Looked] | _Looked") -> _Looked:
-    return found.result() if isinstance(found, Future) else found
+def _no_shard(file: FileInfo) -> _Looked:
+    if file.path.lower().endswith(shards.SUFFIX):
+        return (
+            None,
+            "unsupported",
+            "a shard in a list: name the shard, or its folder, as the source",
+        )
+    return file, None, None
 
 
 def _judged(path: str) -> _Looked:
@@ -318,9 +376,13 @@ def _judged(path: str) -> _Looked:
         if error.kind != "denied" or not is_web(path):
             raise
         return None, "denied", str(error)
-    if info is not None and info.size < 0:
+    if info is None:
+        return _NOT_THERE
+    if info.size < 0:
         return None, "unsupported", "the server does not say how long it is"
-    return (info, None, None) if info is not None else _NOT_THERE
+    if storage.is_local(path) and os.path.isdir(storage.local_path(path)):
+        return _folder_at(path)
+    return _no_shard(info)
 
 
 def _shown(place: str) -> str:

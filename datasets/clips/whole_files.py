@@ -11,6 +11,7 @@ import uuid
 from collections.abc import Iterator
 
 from clips import storage
+from clips.storage.access import attempt, guard
 
 
 @contextlib.contextmanager
@@ -29,7 +30,7 @@ def whole_file(uri: str) -> Iterator[str]:
             os.makedirs(folder, exist_ok=True)
             open(draft, "xb").close()
 
-        storage._guard(uri, make)
+        guard(uri, make)
         try:
             yield draft
             with open(draft, "rb") as file:
@@ -42,4 +43,4 @@ def whole_file(uri: str) -> Iterator[str]:
     with tempfile.TemporaryDirectory(prefix="clips-file-") as folder:
         draft = os.path.join(folder, "file")
         yield draft
-        storage._attempt(uri, lambda fs, path: fs.put_file(draft, path))
+        attempt(uri, lambda fs, path: fs.put_file(draft, path))
