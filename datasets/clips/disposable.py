@@ -33,16 +33,13 @@ from typing import Any, TypeVar
 import numpy as np
 import pebble
 
-from clips.decode import DecodeConfig, DecodeError
+from clips.decode import HARMFUL, DecodeConfig, DecodeError
 from clips.load import Take, finish, read_crops
 
 _TRIES = 2
 _ORPHAN_SECONDS = 60.0  # beyond the limit, a process whose parent has died with it ends itself
 _FORK_SERVER_KNOWS = ["clips.load", "clips.decode.pyav"]
 _SHARED_FOLDERS = ("/dev/shm", tempfile.gettempdir())
-
-HARMFUL = ("crashed", "timeout", "memory")
-"""Kinds of `DecodeError` that cost a process."""
 
 T = TypeVar("T")
 Shapes = list[tuple[int, ...]]

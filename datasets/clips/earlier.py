@@ -51,6 +51,8 @@ _REJECTED = pa.schema(
 )
 _PART_VERSION = 1
 _PART_ROWS = 20_000
+LEAST_SECONDS = 5.0
+"""Between two parts of a scan's results."""
 
 
 class Result(NamedTuple):
@@ -260,7 +262,7 @@ class Parts:
         """Take results, and write a part when it is time."""
         self._results += results
         now = self._clock()
-        due = self._written + max(5.0, (now - self._started) / 50)
+        due = self._written + max(LEAST_SECONDS, (now - self._started) / 50)
         if len(self._results) >= _PART_ROWS or (self._results and now >= due):
             self.write()
 

@@ -163,8 +163,7 @@ def _portions(
         )
     if not isinstance(manifest, str):
         assert manifest.hash == hash, (manifest.hash, hash)
-        for batch in manifest.table.select(_NEEDED).to_batches(max_chunksize=_PORTION):
-            yield pa.Table.from_batches([batch])
+        yield from manifest.rows.portions(_NEEDED)
         return
     from clips.manifest_file import (
         ManifestFile,
@@ -178,9 +177,6 @@ def _portions(
         )
     file.check()
     yield from file.portions(_NEEDED)
-
-
-_PORTION = 1 << 16  # rows
 
 
 def _lookup(table: pa.Table, classes: tuple[str, ...]) -> pa.Table:

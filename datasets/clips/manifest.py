@@ -24,7 +24,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import numpy as np
@@ -35,6 +35,7 @@ import pyarrow.parquet as pq
 from clips import storage
 from clips.local_table import LocalTable, Video
 from clips.manifest_hash import portions, table_hash
+from clips.manifest_rows import Rows, TableRows
 
 pc: Any = pyarrow.compute  # made at run time: no type checker sees its functions
 
@@ -79,14 +80,14 @@ ROW_GROUP = 100_000
 """Rows of a row group of the file."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Manifest:
-    """A data set in memory: build one with `Manifest.build`, read one with `manifest_file.read_manifest`."""
+    """A data set: build one with `Manifest.build`, read one with `manifest_file.read_manifest`."""
 
     root: str
     """Where the videos are: a local folder or a URI."""
-    table: pa.Table
-    """The rows, `SCHEMA`, sorted by (video_id, start_s)."""
+    rows: Rows
+    """The rows, `SCHEMA`, sorted by (video_id, start_s): in memory, or in the file they were read from."""
     classes: tuple[str, ...]
     """Class names; a label's index is its place here."""
     hash: str
@@ -108,10 +109,23 @@ class Manifest:
         table = _sorted(table)
         _check_unique(table)
         root = storage.absolute(root) if root else ""  # empty: every row has a whole address
-        return cls(root, table, _class_names(table), table_hash(table))
+        return cls(root, TableRows(table), _class_names(table), table_hash(table))
 
     def __len__(self) -> int:
-        return self.table.num_rows
+        return len(self.rows)
+
+    def __eq__(self, other: object) -> bool:
+        return (
+            isinstance(other, Manifest)
+            and (self.root, self.classes, self.hash) == (other.root, other.classes, other.hash)
+            and self.uri == other.uri
+            and self.table.equals(other.table)
+        )
+
+    @functools.cached_property
+    def table(self) -> pa.Table:
+        """All rows and columns in memory; 250 MB for a million."""
+        return self.rows.table()
 
     def video(self, row: int) -> Video:
         """Return the record of one row."""
@@ -156,11 +170,14 @@ class Manifest:
     @property
     def splits(self) -> tuple[str, ...]:
         """Names of the splits that rows have, sorted."""
-        return tuple(sorted(self.table["split"].unique().drop_null().to_pylist()))
+        names = {n for piece in self.rows.column("split") for n in piece.unique().to_pylist()}
+        return tuple(sorted(names - {None}))
 
     def in_split(self, *names: str | None) -> np.ndarray:
         """Return the rows (int64, ascending) of these splits, if any; None stands for no split."""
-        return _places(pc.is_in(self.table["split"], value_set=pa.array(names, pa.string())))
+        wanted = pa.array(names, pa.string())
+        found = [pc.is_in(piece, value_set=wanted) for piece in self.rows.column("split")]
+        return _places(pa.chunked_array(found))
 
     def hold_out(self, fraction: float) -> tuple[np.ndarray, np.ndarray]:
         """Split the rows by a hash of their video_id into (training, held-out).
@@ -169,10 +186,7 @@ class Manifest:
         stay together.
         """
         held = np.concatenate(
-            [
-                _held_out(ids.to_pylist(), fraction)
-                for ids in portions(self.table["video_id"].chunks)
-            ]
+            [_held_out(ids.to_pylist(), fraction) for ids in portions(self.rows.column("video_id"))]
         )
         return np.flatnonzero(~held).astype(np.int64), np.flatnonzero(held).astype(np.int64)
 
@@ -199,8 +213,9 @@ class Manifest:
 
     def label_indices(self) -> np.ndarray:
         """Return int64 [rows]: the class index of each row, -1 where it has none."""
-        places = pc.index_in(self.table["label"], value_set=pa.array(self.classes, pa.string()))
-        return places.fill_null(-1).to_numpy().astype(np.int64)
+        known = pa.array(self.classes, pa.string())
+        found = [pc.index_in(piece, value_set=known) for piece in self.rows.column("label")]
+        return pa.chunked_array(found).fill_null(-1).to_numpy().astype(np.int64)
 
     def _named(self) -> str:
         return storage.redact(self.uri) if self.uri else f"of {storage.redact(self.root)}"
@@ -213,7 +228,7 @@ def write_manifest(manifest: Manifest, uri: str) -> Manifest:
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd", row_group_size=ROW_GROUP)
     storage.write_bytes(uri, sink.getvalue().to_pybytes())
-    return Manifest(manifest.root, manifest.table, manifest.classes, manifest.hash, uri)
+    return replace(manifest, uri=uri)
 
 
 def file_metadata(*, root: str, classes: Sequence[str], hash: str) -> dict[str, str]:

@@ -1,8 +1,7 @@
-"""Reading a manifest's Parquet file: whole, or in portions that never fill the memory.
+"""A manifest's Parquet file, read column by column and row group by row group.
 
-`read_manifest` is for the program that chooses rows. A node that only needs its own copy of the
-columns for look-up goes through `ManifestFile`, row group by row group: ten million rows cost it
-a portion's memory, not their own.
+Ten million rows cost a reader a portion's memory, not their own: neither the program that chooses
+rows nor a node that makes its copy of the columns for look-up holds them all.
 """
 
 from collections.abc import Iterator, Sequence
@@ -12,9 +11,8 @@ import pyarrow.parquet as pq
 
 from clips import storage
 from clips.manifest import SCHEMA_VERSION, Manifest, conformed, description
-from clips.manifest_hash import Column, rows_hash
-
-_PORTION = 1 << 16  # rows
+from clips.manifest_hash import rows_hash
+from clips.manifest_rows import PORTION
 
 
 def read_manifest(uri: str) -> Manifest:
@@ -25,9 +23,8 @@ def read_manifest(uri: str) -> Manifest:
             denies.
     """
     file = ManifestFile(uri)
-    table = file.table()
-    file.check(lambda name: table[name].chunks)
-    return Manifest(file.root, table, file.classes, file.hash, uri)
+    file.check()
+    return Manifest(file.root, file, file.classes, file.hash, uri)
 
 
 class NotAManifest(ValueError):
@@ -39,7 +36,7 @@ class NewerManifest(ValueError):
 
 
 class ManifestFile:
-    """A manifest's file, opened: what it says of itself, and its rows in portions.
+    """A manifest's file, opened: what it says of itself, and its rows (`manifest_rows.Rows`).
 
     A remote file is fetched whole, compressed as it is.
     """
@@ -47,13 +44,12 @@ class ManifestFile:
     def __init__(self, uri: str) -> None:
         """Open the file at `uri`; `read_manifest` says what may be wrong with it."""
         self._name = storage.redact(uri)
-        storage.size(uri)  # says in one line what is wrong with the place
+        if storage.is_local(uri):
+            storage.read_range(uri, start=0, length=1)  # says in one line what is wrong with it
+            source = pa.OSFile(storage.local_path(uri))
+        else:
+            source = pa.BufferReader(storage.read_bytes(uri))
         try:
-            source = (
-                pa.OSFile(storage.local_path(uri))
-                if storage.is_local(uri)
-                else pa.BufferReader(storage.read_bytes(uri))
-            )
             self._parquet = pq.ParquetFile(source)
         except (pa.ArrowInvalid, OSError) as error:
             raise self._not_a_manifest() from error
@@ -69,6 +65,9 @@ class ManifestFile:
         self.hash: str = about["hash"]
         self.classes: tuple[str, ...] = tuple(about["classes"])
 
+    def __len__(self) -> int:
+        return self._parquet.metadata.num_rows
+
     def table(self) -> pa.Table:
         """Return all rows, in as many pieces as the file has row groups."""
         groups = range(self._parquet.num_row_groups)
@@ -77,7 +76,7 @@ class ManifestFile:
     def portions(self, names: Sequence[str]) -> Iterator[pa.Table]:
         """Yield the rows in order, so many at a time that memory does not matter, in some columns."""
         present = [name for name in names if name in self._parquet.schema_arrow.names]
-        for batch in self._parquet.iter_batches(_PORTION, columns=present or ["video_id"]):
+        for batch in self._parquet.iter_batches(PORTION, columns=present or ["video_id"]):
             yield conformed(pa.Table.from_batches([batch])).select(names)
 
     def column(self, name: str) -> Iterator[pa.Array]:
@@ -85,16 +84,17 @@ class ManifestFile:
         for table in self.portions([name]):
             yield from table[name].chunks
 
-    def check(self, column: Column | None = None) -> None:
+    def check(self) -> None:
         """Compare the rows with the hash that was written with them.
-
-        Args:
-            column: Gives the rows' columns where they lie in memory; else they are read.
 
         Raises:
             ValueError: They are not the rows that were written.
         """
-        if rows_hash(column or self.column) != self.hash:
+        try:
+            whole = rows_hash(self.column) == self.hash
+        except (pa.ArrowInvalid, OSError):
+            whole = False
+        if not whole:
             raise ValueError(
                 f"{self._name} was changed after it was written: its rows no longer have its hash. "
                 "Write it again with jobs/prepare.py"

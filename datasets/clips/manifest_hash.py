@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from clips.manifest_rows import PORTION
+
 HASHED = ("video_id", "size", "label", "labels", "split", "start_s", "end_s", "boxes")
 """The columns that the hash covers, in its order."""
 
@@ -68,12 +70,8 @@ def _numbers(piece: pa.Array, kind: str) -> np.ndarray:
 def portions(pieces: Iterable[pa.Array]) -> Iterator[pa.Array]:
     """Cut pieces of a column so that a portion may pass as Python objects."""
     for piece in pieces:
-        for start in range(0, len(piece), _PORTION):
-            yield piece.slice(start, _PORTION)
-
-
-_PORTION = 1 << 16
-"""Rows that are worked on at a time, however long a piece is: lists pass as Python objects."""
+        for start in range(0, len(piece), PORTION):
+            yield piece.slice(start, PORTION)
 
 
 def _texts(pieces: Iterable[pa.Array]) -> Iterator[pa.Array]:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint import FsspecReader, FsspecWriter
 
 from clips import storage
+from tubelet import quarantine
 from tubelet.optim import ShardedAdamW
 from tubelet.run_directory import Commit, RunDirectory, checkpoint_name, parse_name
 
@@ -129,6 +130,7 @@ def prune(run: RunDirectory, *, keep: int) -> list[str]:
     for name in old:
         storage.remove(run.path("checkpoints", name, "commit.json"))  # first: no reader sees a part
         storage.remove(run.path("checkpoints", name))
+        storage.remove(quarantine.uri_of(run, name))
     return old
 
 

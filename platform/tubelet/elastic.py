@@ -12,6 +12,7 @@ import contextlib
 import json
 import logging
 import signal
+import tempfile
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from typing import Any, Literal
 import pydantic
 
 from clips import storage
-from tubelet import cluster, config, terminal, tracking
+from tubelet import cluster, config, quarantine, terminal, tracking
 from tubelet.config import DONE, INTERRUPTED, STOPPED, UserError
 from tubelet.fit import Fit, Job, spool_folder
 from tubelet.run_directory import FORMAT_VERSION, RunDirectory
@@ -219,7 +220,9 @@ def _announce(
     lines = {
         "run": f"{record['name']} in {storage.redact(directory.uri)}",
         "resumes": f"at step {parent.step} of {ledger.steps}" if parent else None,
-        "length": f"{ledger.steps} steps of {ledger.batch} visits: {ledger.epochs} epochs of {ledger.rows} videos"
+        "length": f"{ledger.steps} steps of {ledger.batch} visits: {ledger.epochs} epochs of "
+        + (f"{ledger.visits_per_epoch} visits of " if ledger.parts else "")
+        + f"{ledger.rows} videos"
         + (f", {ledger.draws} draws" if ledger.draws > 1 else ""),
         **job.notes,
         "workers": f"{group} of {found.cpus:g} CPUs and {found.gpus:g} GPUs",
@@ -301,6 +304,7 @@ def _finish(
         )
     if job.draw:
         _draw(job, directory, mlflow_uri, run_id)
+    _publish_quarantine(directory, mlflow_uri, run_id)
     where, log = storage.redact(directory.uri), _log_file(directory)
     if fit.error is None and outcome and outcome.kind == "finished":
         directory.write_json({"step": outcome.step}, "finished.json")
@@ -351,6 +355,19 @@ def _draw(job: Job, directory: RunDirectory, mlflow_uri: str, run_id: str) -> No
     except Exception:
         _log.exception("pictures of %s", directory.uri)
         terminal.say(f"note: a picture could not be made; see {_log_file(directory)}")
+
+
+def _publish_quarantine(directory: RunDirectory, mlflow_uri: str, run_id: str) -> None:
+    """Tell of the videos that could not be decoded, and keep their list with the run in MLflow."""
+    tip = directory.resume_point(directory.newest_attempt())
+    entries = quarantine.read(directory, tip.name) if tip else []
+    if tip is None or not entries:
+        return
+    uri = quarantine.uri_of(directory, tip.name)
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "quarantine.parquet").write_bytes(storage.read_bytes(uri))
+        tracking.log_artifacts(mlflow_uri, run_id=run_id, folder=folder, path="quarantine")
+    terminal.say(f"note: {quarantine.summary(entries)}, listed in {storage.redact(uri)}")
 
 
 def _log_file(directory: RunDirectory) -> Path:

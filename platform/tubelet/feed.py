@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tubelet.items import Batch, DataPlan, clip_seeds
+from tubelet.quarantine import Quarantine
 from tubelet.timetable import rounds
 
 
@@ -40,7 +41,7 @@ class Unit:
     """On the CPU, where the model turns masks into indices."""
     decoder_mask_BN: Tensor | None = None
     source: Batch = field(default_factory=dict)
-    """Per clip: position, epoch, row, visit, copy, valid, reason; empty for a dummy."""
+    """Per clip: position, epoch, row, visit, copy, valid, reason, kind, stage; empty for a dummy."""
 
 
 _TRANSPORT = ("frames", "item", "attempt", "decode_s")
@@ -61,6 +62,7 @@ class Feed:
         world_size: how many ranks share the stream.
         device: where tensors go.
         make_masks: from seeds to masks; returns (None, None) for models without.
+        quarantine: what this rank knows of videos that cannot be decoded; units are noted there.
     """
 
     def __init__(
@@ -74,11 +76,13 @@ class Feed:
         world_size: int,
         device: torch.device,
         make_masks: MaskMaker,
+        quarantine: Quarantine,
     ) -> None:
         self._plan, self._batches = plan, batches
         self._first = plan.timetable.first_item(start_step)
         self._attempt, self._rank, self._world_size = attempt, rank, world_size
         self._device, self._make_masks = device, make_masks
+        self.quarantine = quarantine
         self.wait_s = 0.0
         """Seconds spent waiting for data; the reader may reset it."""
         self.decode_s = 0.0
@@ -129,9 +133,9 @@ class Feed:
         # Copies: the audit keeps them until the next commit, and views would pin every block in the object store.
         source = {name: batch[name].copy() for name in batch if name not in _TRANSPORT}
         seeds = clip_seeds(self._plan.ledger.seed, source, "mask")
-        return self._unit(
-            self._plan.timetable.item(expected).number, batch["frames"], source, seeds
-        )
+        item = self._plan.timetable.item(expected)
+        self.quarantine.admit(item, source, self._plan.table)
+        return self._unit(item.number, batch["frames"], source, seeds)
 
     def _dummy(self) -> Unit:
         """A unit that weighs nothing: ranks without work still take part in the collectives."""
@@ -145,9 +149,11 @@ class Feed:
         self, number: int, frames: NDArray[Any], source: Batch, seeds: NDArray[np.uint64]
     ) -> Unit:
         mask, decoder_mask = self._make_masks(seeds)
+        frames = frames.copy()
+        frames[~source["valid"]] = 0  # mixing must not see what a task decoded that did not know
         return Unit(
             number=number,
-            frames_BTHWC=torch.from_numpy(frames.copy()).to(self._device),
+            frames_BTHWC=torch.from_numpy(frames).to(self._device),
             valid_B=torch.from_numpy(source["valid"].astype(np.float32)).to(self._device),
             label_B=torch.from_numpy(source["label"].astype(np.int64)).to(self._device),
             mask_BN=mask,

@@ -3,6 +3,9 @@
 A clip that cannot be decoded, or that is padding, keeps its place: zeros, ``valid`` false. Randomness is a hash of what
 the clip is, never of who decodes it. Decoding processes import this file and not the model's side (``feed``): torch
 alone would cost each of them two seconds and hundreds of megabytes.
+
+A video that costs a process is not tried again from the next epoch on (``quarantine`` says why then). A task knows of
+it from its attempt's start, or because its own process has met it.
 """
 
 import dataclasses
@@ -15,15 +18,28 @@ import numpy as np
 from annotated_types import Ge, Gt, Le, Lt
 from numpy.typing import NDArray
 
-from clips import ClipConfig, DecodeConfig, DecodeError, LocalTable, load_clips
+from clips import HARMFUL, ClipConfig, DecodeConfig, DecodeError, LocalTable, MixedTable
+from clips.disposable import take_clips
+from clips.load import Take
 from tubelet.ledger import Ledger, seed64
 from tubelet.selection import Selection
 from tubelet.timetable import Item, Timetable
 
 Batch = Mapping[str, NDArray[Any]]
 
+_NOTHING: Mapping[int, int] = {}
 _CENTRE: dict[str, Any] = {"time": "centre", "crop": "centre", "flip": False}
 """Held-out clips are the same at every evaluation."""
+
+
+@dataclass(frozen=True)
+class MixedManifest:
+    """One manifest of ``data.mixture``."""
+
+    manifest: str
+    """Parquet file that ``jobs/prepare.py`` wrote."""
+    weight: Annotated[float, Gt(0), Le(1000)] = 1.0
+    """Visits of each of its rows in an epoch: 2 for two, 0.25 for one in every fourth epoch or so."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +48,8 @@ class DataConfig:
 
     manifest: str = field(default="", metadata={"resume": "free"})
     """Parquet file that ``jobs/prepare.py`` wrote; its content is part of the run, its place is not."""
+    mixture: tuple[MixedManifest, ...] = field(default=(), metadata={"resume": "free"})
+    """Several of them with weights, instead of ``data.manifest``; their order and weights are part of the run too."""
     copies: Annotated[int, Ge(1)] = 1
     """Clips per visit: R clips from one opened video (repeated augmentation)."""
     clip: ClipConfig = field(default_factory=ClipConfig)
@@ -47,6 +65,18 @@ class DataConfig:
         default=0.05, metadata={"resume": "free"}
     )
     """Share of clips that cannot be decoded beyond which a run stops; looked at from the 200th clip on."""
+
+    def __post_init__(self) -> None:
+        if self.manifest and self.mixture:
+            raise ValueError(
+                "data.manifest and data.mixture are both set; keep one (data.mixture=[] empties the list)"
+            )
+        places = [part.manifest for part in self.mixture]
+        if twice := sorted({place for place in places if places.count(place) > 1}):
+            raise ValueError(
+                f"data.mixture: {twice[0]} is named {places.count(twice[0])} times; name it once, with the sum of "
+                "the weights"
+            )
 
 
 @dataclass(frozen=True)
@@ -71,8 +101,8 @@ class DataPlan:
 
     ledger: Ledger
     timetable: Timetable
-    table: LocalTable
-    """The manifest's rows; travels as a reference to a file of each node."""
+    table: LocalTable | MixedTable
+    """The manifest's rows; travels as a reference to a file of each node (one for each manifest of a mixture)."""
     rows: tuple[Selection | NDArray[np.int64], ...]
     """Manifest rows of each draw; the ledger's indices point into them."""
     held_out_rows: NDArray[np.int64]
@@ -91,7 +121,9 @@ class DataPlan:
         return self.ledger.micro_batch * self.copies
 
 
-def decode_item(batch: Batch, *, plan: DataPlan, first_item: int, attempt: int) -> dict[str, Any]:
+def decode_item(
+    batch: Batch, *, plan: DataPlan, first_item: int, attempt: int, out: Mapping[int, int]
+) -> dict[str, Any]:
     """Ray Data's map function: one item's number in, its clips out.
 
     Args:
@@ -99,10 +131,11 @@ def decode_item(batch: Batch, *, plan: DataPlan, first_item: int, attempt: int) 
         plan: the run's.
         first_item: number of the stream's first item within the run.
         attempt: stamped on every clip.
+        out: rows known to cost processes, with the step from which they are not tried.
     """
     number = first_item + int(batch["id"][0])
     started = time.perf_counter()
-    clips = load_item(plan, plan.timetable.item(number))
+    clips = load_item(plan, plan.timetable.item(number), out={**out, **_met_in(attempt)})
     count = plan.clips_per_unit
     clips["item"] = np.full(count, number)
     clips["attempt"] = np.full(count, attempt)
@@ -110,13 +143,24 @@ def decode_item(batch: Batch, *, plan: DataPlan, first_item: int, attempt: int) 
     return clips
 
 
-def load_item(plan: DataPlan, item: Item) -> dict[str, Any]:
+_met: tuple[int, dict[int, int]] = (0, {})
+
+
+def _met_in(attempt: int) -> dict[int, int]:
+    """Rows that cost this process a decoder during an attempt, with the step from which they are out."""
+    global _met
+    if _met[0] != attempt:
+        _met = (attempt, {})
+    return _met[1]
+
+
+def load_item(plan: DataPlan, item: Item, *, out: Mapping[int, int] = _NOTHING) -> dict[str, Any]:
     """The clips of an item and where they come from; every array has ``plan.clips_per_unit`` entries."""
     source = held_out_source(plan, item) if item.held_out else training_source(plan, item)
     count = plan.clips_per_unit
     frames = np.zeros((count, plan.frames, plan.size, plan.size, 3), np.uint8)
     label = np.full(count, -1, np.int64)
-    reason = np.full(count, "", dtype=object)
+    reason, kind, stage = (np.full(count, "", dtype=object) for _ in range(3))
     together = 1 if item.held_out else plan.copies
     config = dataclasses.replace(plan.clip, **_CENTRE) if item.held_out else plan.clip
     seeds = clip_seeds(plan.ledger.seed, source, "clip")
@@ -126,19 +170,28 @@ def load_item(plan: DataPlan, item: Item) -> dict[str, Any]:
         here = slice(start, start + together)
         video = plan.table.video(int(source["row"][start]))
         label[here] = -1 if video.label is None else video.label
+        take = Take(
+            video,
+            config,
+            plan.frames,
+            plan.size,
+            plan.decode,
+            seeds=tuple(int(seed) for seed in seeds[here]),
+        )
         try:
-            frames[here] = load_clips(
-                video,
-                config,
-                seeds=seeds[here],
-                frames=plan.frames,
-                size=plan.size,
-                decode=plan.decode,
-            )
+            if out.get(video.row, item.step + 1) <= item.step:
+                raise DecodeError(
+                    "quarantined", "it cost decoders their processes", stage="process"
+                )
+            frames[here] = take_clips(take)
         except DecodeError as error:
             source["valid"][here] = False
+            kind[here], stage[here] = error.kind, error.stage
             reason[here] = f"{video.video_id}: {error}"
-    return {**source, "frames": frames, "label": label, "reason": reason}
+            if error.kind in HARMFUL:
+                _met[1].setdefault(video.row, plan.ledger.epoch_after(item.step))
+    failure = {"reason": reason, "kind": kind, "stage": stage}
+    return {**source, **failure, "frames": frames, "label": label}
 
 
 def training_source(plan: DataPlan, item: Item) -> dict[str, NDArray[Any]]:
@@ -149,7 +202,7 @@ def training_source(plan: DataPlan, item: Item) -> dict[str, NDArray[Any]]:
         "position": visits.position,
         "epoch": visits.epoch,
         "row": row,
-        "visit": np.zeros_like(row),
+        "visit": visits.visit,
         "valid": visits.valid,
     }
     source: dict[str, NDArray[Any]] = {n: np.repeat(c, plan.copies) for n, c in columns.items()}

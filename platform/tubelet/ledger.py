@@ -8,14 +8,19 @@ step. The only state of a run is its step: no cursor, no sampler, no worker-loca
     steps = ceil(epochs * rows / batch)        nothing dropped, the last step padded with invalid positions
     unit u = positions [u * micro_batch, (u + 1) * micro_batch)    may straddle epochs
 
+The rows may be those of several parts with weights (a mixture of manifests). An epoch then holds floor(w) visits of
+every row of a part of weight w, and one more of so many of its rows as the fraction asks for: equally many in every
+epoch, chosen by a further keyed permutation. What an epoch permutes is its visits, whichever part they belong to.
+
 A run may repeat itself on other rows (``draws``: several draws of few labels trained one after another). A draw has its
 own epochs, numbered on from those of the draw before it, and its own padded last step.
 
-Guarantees (tested): every (epoch, row) once; any world size, any sequence of restarts. Costs: half a millisecond a
-unit, on the decoding side.
+Guarantees (tested): every (epoch, row, visit) once; any world size, any sequence of restarts. Costs: half a millisecond
+a unit, on the decoding side.
 """
 
 import hashlib
+import math
 import struct
 from dataclasses import dataclass
 
@@ -38,6 +43,39 @@ class Visits:
     draw: NDArray[np.int64]
     index: NDArray[np.int64]
     """Into the rows that the run selected from its manifest; 0 where not valid."""
+    visit: NDArray[np.int64]
+    """Number of the visit to this row within its epoch: 0 but for weights above 1."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """Rows that follow each other and are used equally often."""
+
+    rows: int
+    weight: float = 1.0
+    """Visits of a row in an epoch, on average."""
+
+    def __post_init__(self) -> None:
+        if self.visits < 1:
+            raise ValueError(
+                f"weight {self.weight:g} of {self.rows} rows gives no visit in an epoch; "
+                "leave the manifest out, or raise its weight"
+            )
+
+    @property
+    def every(self) -> int:
+        """Visits of every row in every epoch."""
+        return math.floor(self.weight)
+
+    @property
+    def chosen(self) -> int:
+        """Rows that have one visit more, others in each epoch."""
+        return round((self.weight - self.every) * self.rows)
+
+    @property
+    def visits(self) -> int:
+        """Visits in an epoch."""
+        return self.every * self.rows + self.chosen
 
 
 @dataclass(frozen=True)
@@ -53,8 +91,12 @@ class Ledger:
     """Visits per unit."""
     seed: int
     draws: int = 1
+    parts: tuple[Part, ...] = ()
+    """How the rows are weighted, those of the first part first; none: every row once an epoch."""
 
     def __post_init__(self) -> None:
+        if self.parts and sum(part.rows for part in self.parts) != self.rows:
+            raise ValueError(f"the parts hold other rows than {self.rows}: {self.parts}")
         for name in ("rows", "epochs", "batch", "micro_batch", "draws"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
@@ -64,6 +106,11 @@ class Ledger:
             )
 
     @property
+    def visits_per_epoch(self) -> int:
+        """Visits of every epoch; the rows, unless they are weighted."""
+        return sum(part.visits for part in self.parts) if self.parts else self.rows
+
+    @property
     def units_per_step(self) -> int:
         """Units of every step, the padded last one included."""
         return self.batch // self.micro_batch
@@ -71,7 +118,7 @@ class Ledger:
     @property
     def steps_per_draw(self) -> int:
         """Optimizer steps of one draw."""
-        return -(-self.epochs * self.rows // self.batch)
+        return -(-self.epochs * self.visits_per_epoch // self.batch)
 
     @property
     def steps(self) -> int:
@@ -81,16 +128,29 @@ class Ledger:
     @property
     def visits(self) -> int:
         """Valid positions of the run."""
-        return self.draws * self.epochs * self.rows
+        return self.draws * self.epochs * self.visits_per_epoch
 
     def is_valid(self, position: int) -> bool:
         """Whether a position holds a visit (else it pads the last step of its draw)."""
-        return position % (self.steps_per_draw * self.batch) < self.epochs * self.rows
+        return position % (self.steps_per_draw * self.batch) < self.epochs * self.visits_per_epoch
+
+    def epoch_after(self, step: int) -> int:
+        """The first step after ``step`` that begins in another epoch, or draw, than it does."""
+        local = step % self.steps_per_draw
+        epoch = local * self.batch // self.visits_per_epoch
+        end = min(-(-(epoch + 1) * self.visits_per_epoch // self.batch), self.steps_per_draw)
+        return step - local + end
 
     def visits_in(self, step: int) -> int:
         """How many of a step's positions hold a visit; fewer than ``batch`` in the last step of a draw."""
-        done = (step % self.steps_per_draw) * self.batch
-        return min(self.batch, self.epochs * self.rows - done)
+        return self.visits_before(step + 1) - self.visits_before(step)
+
+    def visits_before(self, step: int) -> int:
+        """How many positions of the steps before this one hold a visit."""
+        draws, local = divmod(step, self.steps_per_draw)
+        return draws * self.epochs * self.visits_per_epoch + min(
+            local * self.batch, self.epochs * self.visits_per_epoch
+        )
 
     def unit(self, unit: int) -> Visits:
         """The visits of a unit, counted from the start of the run.
@@ -102,21 +162,43 @@ class Ledger:
         if not 0 <= unit < self.draws * units_per_draw:
             raise IndexError(f"unit {unit} lies outside the run's {self.draws * units_per_draw}")
         draw, local = divmod(unit, units_per_draw)
+        length = self.visits_per_epoch
         position = np.arange(local * self.micro_batch, (local + 1) * self.micro_batch)
-        valid = position < self.epochs * self.rows
+        valid = position < self.epochs * length
         inside = np.where(valid, position, 0)
-        epoch = draw * self.epochs + inside // self.rows
-        index = np.zeros_like(position)
+        epoch = draw * self.epochs + inside // length
+        index, visit = np.zeros_like(position), np.zeros_like(position)
         for number in np.unique(epoch[valid]):
             here = valid & (epoch == number)
-            index[here] = permute(inside[here] % self.rows, self.rows, self.seed, int(number))
+            place = permute(inside[here] % length, length, self.seed, int(number))
+            index[here], visit[here] = self._row_and_visit(place, int(number))
         return Visits(
             position=position + draw * self.steps_per_draw * self.batch,
             valid=valid,
             epoch=epoch,
             draw=np.full_like(position, draw),
             index=index,
+            visit=visit,
         )
+
+    def _row_and_visit(
+        self, place: NDArray[np.int64], epoch: int
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """What stands at these places of an epoch's list of visits before it is permuted.
+
+        The list holds the parts one after another, of each all its rows as often as all are visited, then the chosen.
+        """
+        index, visit = place.copy(), np.zeros_like(place)
+        first_row = first_place = 0
+        for number, part in enumerate(self.parts):
+            local = place - first_place
+            here = (local >= 0) & (local < part.visits)
+            visit[here], row = np.divmod(local[here], part.rows)
+            extra = visit[here] == part.every
+            row[extra] = permute(row[extra], part.rows, _part_seed(self.seed, number), epoch)
+            index[here] = first_row + row
+            first_row, first_place = first_row + part.rows, first_place + part.visits
+        return index, visit
 
 
 def permute(offsets: NDArray[np.int64], rows: int, seed: int, epoch: int) -> NDArray[np.int64]:
@@ -158,6 +240,11 @@ def seed64(run_seed: int, epoch: int, row: int, visit: int, copy: int, stream: s
 def unit_seed(run_seed: int, unit: int) -> int:
     """What torch's generators are seeded with before a unit's forward pass (drop path, dropout, mixup)."""
     return seed64(run_seed, 0, unit, 0, 0, "unit")
+
+
+def _part_seed(seed: int, part: int) -> int:
+    """Another order for the choice within each part than for the epoch."""
+    return seed64(seed, 0, part, 0, 0, "mixture") >> 1  # keys are signed
 
 
 def _round_keys(seed: int, epoch: int) -> NDArray[np.uint64]:

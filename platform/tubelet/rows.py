@@ -1,7 +1,8 @@
 """Which rows of a manifest a run trains on and which it is judged by.
 
 A manifest that names splits is taken at its word: ``train`` (or no split) trains, ``val`` judges. Otherwise a share of
-the videos is held out by a hash of their id, so that it stays the same when videos are added.
+the videos is held out by a hash of their id, so that it stays the same when videos are added. Of a mixture, each
+manifest is split by itself.
 """
 
 import getpass
@@ -14,10 +15,10 @@ import numpy as np
 from annotated_types import Ge, Lt
 from numpy.typing import NDArray
 
-from clips import Manifest, read_manifest
+from clips import Manifest, Mixture, read_manifest
 from tubelet.config import UserError
 from tubelet.items import DataConfig
-from tubelet.ledger import permute
+from tubelet.ledger import Part, permute
 
 Rows = NDArray[np.int64]
 
@@ -39,6 +40,21 @@ class LabelConfig:
             )
 
 
+def open_data(data: DataConfig) -> Manifest | Mixture:
+    """Read the manifest that ``data.manifest`` names, or those of ``data.mixture``.
+
+    Raises:
+        UserError: none is named, one cannot be used, or two are the same.
+    """
+    if not data.mixture:
+        return open_manifest(data.manifest)
+    parts = [_read(p.manifest, key=f"data.mixture.{n}") for n, p in enumerate(data.mixture)]
+    try:
+        return Mixture(tuple(parts), tuple(part.weight for part in data.mixture))
+    except ValueError as error:
+        raise UserError(f"data.mixture: {error}") from error
+
+
 def open_manifest(uri: str) -> Manifest:
     """Read the manifest that ``data.manifest`` names.
 
@@ -49,10 +65,14 @@ def open_manifest(uri: str) -> Manifest:
         raise UserError(
             "data.manifest names no manifest; make one with: python jobs/prepare.py FOLDER manifest=FILE.parquet"
         )
+    return _read(uri, key="data.manifest")
+
+
+def _read(uri: str, *, key: str) -> Manifest:
     try:
         return read_manifest(uri)
     except ValueError as error:
-        raise UserError(f"data.manifest: {error}") from error
+        raise UserError(f"{key}: {error}") from error
 
 
 def cache_folder() -> str:
@@ -60,27 +80,57 @@ def cache_folder() -> str:
     return os.path.join(tempfile.gettempdir(), f"tubelet-manifests-{getpass.getuser()}")
 
 
-def split_rows(manifest: Manifest, data: DataConfig) -> tuple[Rows, Rows]:
-    """Rows to train on and rows held out.
+def split_rows(data_set: Manifest | Mixture, data: DataConfig) -> tuple[Rows, Rows]:
+    """Rows to train on and rows held out, ascending.
 
     Raises:
         UserError: a side that is needed is empty.
     """
+    if isinstance(data_set, Mixture):
+        sides = [
+            [rows + start for rows in _split(part, data)]
+            for part, start in zip(data_set.parts, data_set.starts, strict=False)
+        ]
+        training, held_out = (np.concatenate(side) for side in zip(*sides, strict=True))
+    else:
+        training, held_out = _split(data_set, data)
+    if data.held_out_clips and not len(held_out):
+        raise UserError(
+            f"none of the {len(data_set)} rows of {data_set.uri} is held out: raise data.held_out "
+            f"({data.held_out:g}), or set data.held_out_clips=0 to train without evaluation"
+        )
+    return training, held_out
+
+
+def _split(manifest: Manifest, data: DataConfig) -> tuple[Rows, Rows]:
     if manifest.splits:
         training, held_out = manifest.in_split("train", None), manifest.in_split("val")
     else:
         training, held_out = manifest.hold_out(data.held_out)
     if not len(training):
         raise UserError(
-            f"no row of {data.manifest} is left to train on: its splits are {', '.join(manifest.splits) or 'unnamed'}, "
+            f"no row of {manifest.uri} is left to train on: its splits are {', '.join(manifest.splits) or 'unnamed'}, "
             f"data.held_out is {data.held_out:g}; rows of split 'train' or without one are trained on"
         )
-    if data.held_out_clips and not len(held_out):
-        raise UserError(
-            f"none of the {len(manifest)} rows of {data.manifest} is held out: raise data.held_out "
-            f"({data.held_out:g}), or set data.held_out_clips=0 to train without evaluation"
-        )
     return training, held_out
+
+
+def parts_of(data_set: Manifest | Mixture, training: Rows) -> tuple[Part, ...]:
+    """How training rows are weighted: none for a manifest, one part for each of a mixture.
+
+    Raises:
+        UserError: a weight is so small that no row is visited.
+    """
+    if not isinstance(data_set, Mixture):
+        return ()
+    counts = np.diff(np.searchsorted(training, data_set.starts))
+    parts: list[Part] = []
+    for manifest, count, weight in zip(data_set.parts, counts, data_set.weights, strict=True):
+        try:
+            parts.append(Part(int(count), weight))
+        except ValueError as error:
+            raise UserError(f"data.mixture: {manifest.uri}: {error}") from error
+    return tuple(parts)
 
 
 def evaluation_rows(held_out: Rows, *, clips: int, seed: int) -> Rows:
@@ -90,24 +140,29 @@ def evaluation_rows(held_out: Rows, *, clips: int, seed: int) -> Rows:
 
 
 def draws_of(
-    manifest: Manifest, training: Rows, *, labels: LabelConfig, seed: int
+    data_set: Manifest | Mixture, training: Rows, *, labels: LabelConfig, seed: int
 ) -> tuple[Rows, ...]:
     """The rows of each draw of labels; all have the same number.
 
     Raises:
-        UserError: rows without a label, or too few of a class.
+        UserError: rows without a label, too few of a class, or few labels asked of a mixture.
     """
-    unlabelled = int((manifest.label_indices()[training] < 0).sum())
+    unlabelled = int((data_set.label_indices()[training] < 0).sum())
     if unlabelled:
         raise UserError(
-            f"{unlabelled} of the {len(training)} training rows of {manifest.uri} have no label: "
+            f"{unlabelled} of the {len(training)} training rows of {data_set.uri} have no label: "
             f"make the manifest with labels=folders, or from a list file with labels"
         )
     if labels.per_class is None:
         return (training,)
+    if isinstance(data_set, Mixture):
+        raise UserError(
+            "labels.per_class draws labels of one manifest, but data.mixture names "
+            f"{len(data_set.parts)}: use data.manifest, or labels.per_class=null for all labels"
+        )
     try:
         return tuple(
-            manifest.few_labels(training, per_class=labels.per_class, seed=seed + draw)
+            data_set.few_labels(training, per_class=labels.per_class, seed=seed + draw)
             for draw in range(labels.draws)
         )
     except ValueError as error:

@@ -51,6 +51,6 @@ class Selection:
 
 
 def compact(rows: NDArray[np.int64], *, total: int) -> Selection | NDArray[np.int64]:
-    """The smaller of the two forms of ascending rows out of ``range(total)``."""
+    """The smaller form (about) of ascending rows out of ``range(total)``."""
     assert (np.diff(rows) > 0).all(), "rows are chosen in ascending order"
-    return rows if rows.nbytes <= total // 8 else Selection.of(rows, total=total)
+    return rows if rows.nbytes <= max(total // 8, _BLOCK) else Selection.of(rows, total=total)

@@ -12,7 +12,7 @@ from typing import Any
 import ray.data
 import ray.train
 
-from tubelet import membership
+from tubelet import membership, quarantine
 from tubelet.items import DataPlan, decode_item
 from tubelet.run_directory import RunDirectory
 
@@ -35,8 +35,9 @@ def dataset_of(
         context.custom_execution_callback_classes = [membership.Rest]
         first = plan.timetable.first_item(attempt.step)
         items = max(1, plan.timetable.items - first)
+        out = quarantine.known_out(quarantine.read(run, attempt.parent))
         decode_one: Any = functools.partial(
-            decode_item, plan=plan, first_item=first, attempt=attempt.number
+            decode_item, plan=plan, first_item=first, attempt=attempt.number, out=out
         )
         return (
             ray.data.range(items, override_num_blocks=min(_READ_BLOCKS, items))

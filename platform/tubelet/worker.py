@@ -12,8 +12,10 @@ import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 
+from tubelet import quarantine
 from tubelet.feed import Feed, MaskMaker
 from tubelet.items import DataPlan
+from tubelet.quarantine import Quarantine
 from tubelet.run_directory import Attempt, RunDirectory
 from tubelet.session import Outcome, Session
 
@@ -59,6 +61,7 @@ def work(config: dict[str, Work]) -> None:
         world_size=world_size,
         device=device,
         make_masks=task.make_masks,
+        quarantine=Quarantine(task.plan.ledger, quarantine.read(run, attempt.parent)),
     )
     session = Session(
         run=run,

@@ -11,10 +11,12 @@ import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 
+from tubelet import quarantine
 from tubelet.feed import Feed
 from tubelet.items import Batch, decode_item
 from tubelet.loops import plans, pretrain
 from tubelet.loops.optimise import Worker
+from tubelet.quarantine import Quarantine
 from tubelet.recipes import Pretrain
 from tubelet.run_directory import RunDirectory
 from tubelet.session import Session
@@ -24,7 +26,7 @@ def decode_stream(recipe: Pretrain, path: Path) -> Path:
     """Decode all items of a run, once for many runs of the loop."""
     plan = pretrain.job(recipe).plan
     items = [
-        decode_item({"id": np.array([number])}, plan=plan, first_item=0, attempt=0)
+        decode_item({"id": np.array([number])}, plan=plan, first_item=0, attempt=0, out={})
         for number in range(plan.timetable.items)
     ]
     path.write_bytes(pickle.dumps(items))
@@ -69,6 +71,7 @@ def train_rank(
         world_size=world_size,
         device=torch.device("cpu"),
         make_masks=job.make_masks,
+        quarantine=Quarantine(plan.ledger, quarantine.read(run, attempt.parent)),
     )
     session = Session(
         run=run,

@@ -46,10 +46,13 @@ Kind = Literal[
     "timeout",  # not finished within the time limit
     "memory",  # more memory wanted than the limit
     "crashed",  # its decoder's process died of it
+    "quarantined",  # not tried, since it has cost processes before
     "io",  # the bytes could not be read
     "changed",  # not the bytes the manifest was made of
 ]
 
+HARMFUL: tuple[Kind, ...] = ("timeout", "memory", "crashed")
+"""Kinds that cost a process or much time, not only the clip."""
 
 Stage = Literal["opening", "decoding", "process"]
 

@@ -14,7 +14,9 @@ import ray.data
 import torch
 from numpy.typing import NDArray
 
-from clips import ClipConfig, DecodeConfig, DecodeError, LocalTable, load_views
+from clips import ClipConfig, DecodeConfig, DecodeError, LocalTable
+from clips.disposable import take_clips
+from clips.load import Take
 from tubelet import handover
 from tubelet.config import UserError
 from videomae import build_classifier, normalise
@@ -117,14 +119,16 @@ class Decoder:
         reasons = [""] * len(place)
         for i, video in enumerate(videos):
             try:
-                clips[i] = load_views(
-                    video,
-                    self.views.clip,
-                    frames=frames,
-                    size=size,
-                    views=self.views.views,
-                    crops=self.views.crops,
-                    decode=self.decode,
+                clips[i] = take_clips(
+                    Take(
+                        video,
+                        self.views.clip,
+                        frames,
+                        size,
+                        self.decode,
+                        views=self.views.views,
+                        crops=self.views.crops,
+                    )
                 )
             except DecodeError as error:
                 reasons[i] = str(error)

@@ -37,25 +37,25 @@ def job(recipe: Finetune) -> Job:
     Raises:
         UserError: the data or the weights do not allow it.
     """
-    manifest = rows.open_manifest(recipe.data.manifest)
-    training, held_out = rows.split_rows(manifest, recipe.data)
-    draws = rows.draws_of(manifest, training, labels=recipe.labels, seed=recipe.run.seed)
+    data_set = rows.open_data(recipe.data)
+    training, held_out = rows.split_rows(data_set, recipe.data)
+    draws = rows.draws_of(data_set, training, labels=recipe.labels, seed=recipe.run.seed)
     judged = rows.evaluation_rows(held_out, clips=recipe.data.held_out_clips, seed=recipe.run.seed)
-    plan = plans.data_plan(recipe, manifest, draws=draws, held_out=judged)
+    plan = plans.data_plan(recipe, data_set, draws=draws, held_out=judged)
     ledger = plan.ledger
     start = "random weights"
     if recipe.head.init:
-        report = load(build(recipe, len(manifest.classes)), recipe.head.init)
+        report = load(build(recipe, len(data_set.classes)), recipe.head.init)
         start = f"{recipe.head.init} ({report})"
     return Job(
         kind="finetune",
         recipe=recipe,
         plan=plan,
-        manifest_hash=manifest.hash,
+        manifest_hash=data_set.hash,
         make_masks=no_masks,
-        loop=functools.partial(loop, classes=manifest.classes),
+        loop=functools.partial(loop, classes=data_set.classes),
         notes={
-            "labels": f"{ledger.rows} videos of {len(manifest.classes)} classes"
+            "labels": f"{ledger.rows} videos of {len(data_set.classes)} classes"
             + (f" in each of {ledger.draws} draws" if ledger.draws > 1 else ""),
             "starts from": start,
             "learning rate": f"{effective_lr(recipe.optim.lr, recipe.batch.size):.3g} at its peak",

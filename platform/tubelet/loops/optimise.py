@@ -18,11 +18,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from tubelet import checkpoint, ledger, sharding
+from tubelet import checkpoint, ledger, quarantine, sharding
 from tubelet.audit import AuditTrail
 from tubelet.checkpoint import CheckpointConfig
 from tubelet.feed import Unit
 from tubelet.optim import OptimConfig, ShardedAdamW, clip_scale
+from tubelet.run_directory import checkpoint_name
 from tubelet.schedules import cosine, effective_lr
 from tubelet.session import Outcome, Session
 from tubelet.timetable import Timetable
@@ -94,8 +95,7 @@ class Worker:
             plan.optim.precision == "auto" and self._device.type == "cuda"
         )
         self._points: list[dict[str, Any]] = []  # what may still be lost: see _report
-        self._seen = self._bad = 0
-        self._reasons: deque[str] = deque(maxlen=_NAMED)
+        self._bad = self._feed.quarantine.clips
         self._committed = session.attempt.step
         self._reported = deque([session.attempt.step], maxlen=1 + _REPORTS_IN_FLIGHT)
 
@@ -120,6 +120,8 @@ class Worker:
                 return Outcome(
                     "diverged", step, f"the loss or its gradient is not finite at step {step + 1}"
                 )
+            if plan.ledger.epoch_after(step) == step + 1:
+                self._share_failures()
             step += 1
             clips += int(result.clips)
             self._note(step, result.metrics)
@@ -142,7 +144,7 @@ class Worker:
                 clips, self._feed.wait_s = 0, 0.0
                 started = reported_at = time.monotonic()
             if bad:
-                return Outcome("bad_data", step, self._bad_data())
+                return Outcome("bad_data", step, self._bad_data(step))
             if result.stop and not last:
                 return Outcome("stopped", step)
             if step % per_draw == 0 and not last:
@@ -194,7 +196,6 @@ class Worker:
             loss_sum += total.detach()
             clips += unit.valid_B.sum()
             self._audit.add(step, unit)
-            self._reasons += [reason for reason in unit.source.get("reason", ()) if reason]
         sums = torch.stack([loss_sum, clips, optimizer.square_sum().to(self._device)])
         sums = torch.cat([sums, torch.tensor(wishes, dtype=torch.float64, device=self._device)])
         dist.all_reduce(sums)
@@ -247,21 +248,32 @@ class Worker:
         clips = max(1.0, totals.pop("clips"))
         return {f"eval/{name}": value / clips for name, value in totals.items()}
 
-    def _too_many_bad(self, done: int, clips: float) -> bool:
-        """Whether this attempt has met more undecodable clips than the run allows; the same on every rank."""
-        expected = self._plan.ledger.visits_in(done - 1) * self._plan.copies
-        self._seen += expected
-        self._bad += expected - round(clips)
-        return self._seen >= _LEAST_CLIPS and self._bad > self._plan.max_bad_fraction * self._seen
+    def _share_failures(self) -> None:
+        """Tell all ranks what each has met that could not be decoded."""
+        known = self._feed.quarantine
+        gathered: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(gathered, known.take_unshared())
+        known.add(failure for each in gathered for failure in each)
 
-    def _bad_data(self) -> str:
-        reasons: list[list[str]] = [[] for _ in range(dist.get_world_size())]
-        dist.all_gather_object(reasons, list(self._reasons))
-        named = [reason for each in reasons for reason in each][:_NAMED]
+    def _too_many_bad(self, done: int, clips: float) -> bool:
+        """Whether the run has met more undecodable clips than it allows; the same on every rank.
+
+        Only a step that adds some stops it: where what was wrong is mended, the same command goes on.
+        """
+        ledger, copies = self._plan.ledger, self._plan.copies
+        new = ledger.visits_in(done - 1) * copies - round(clips)
+        self._bad += new
+        seen = ledger.visits_before(done) * copies
+        allowed = self._plan.max_bad_fraction * seen
+        return new > 0 and seen >= _LEAST_CLIPS and self._bad > allowed
+
+    def _bad_data(self, done: int) -> str:
+        entries = sorted(self._feed.quarantine.entries.values(), key=lambda e: -e.clips)
+        seen = self._plan.ledger.visits_before(done) * self._plan.copies
         return (
-            f"{self._bad} of {self._seen} clips could not be decoded, more than data.max_bad_fraction "
+            f"{self._bad} of {seen} clips could not be decoded, more than data.max_bad_fraction "
             f"({self._plan.max_bad_fraction:g}) allows; among them:\n"
-            + "\n".join(f"  {r}" for r in named)
+            + "\n".join(f"  {e.video_id}: {e.message}" for e in entries[:_NAMED])
         )
 
     def _export(self, model: nn.Module, draw: int) -> None:
@@ -271,6 +283,10 @@ class Worker:
         dist.barrier()
 
     def _save(self, model: nn.Module, optimizer: ShardedAdamW, step: int) -> None:
+        self._share_failures()
+        if self._rank == 0:
+            name = checkpoint_name(step, self._attempt.number)
+            quarantine.write(self._run, name, self._feed.quarantine.entries.values())
         checkpoint.save(
             self._run,
             model=model,

@@ -1,6 +1,6 @@
-"""From a training recipe and its manifest to the plans that feed and loop go by; the same for all tasks."""
+"""From a training recipe and its data to the plans that feed and loop go by; the same for all tasks."""
 
-from clips import Manifest
+from clips import Manifest, Mixture
 from tubelet import rows
 from tubelet.items import DataPlan
 from tubelet.ledger import Ledger
@@ -12,7 +12,7 @@ from tubelet.timetable import Timetable
 
 def data_plan(
     recipe: Pretrain | Finetune,
-    manifest: Manifest,
+    data_set: Manifest | Mixture,
     *,
     draws: tuple[rows.Rows, ...],
     held_out: rows.Rows,
@@ -21,7 +21,7 @@ def data_plan(
 
     Args:
         recipe: the run's.
-        manifest: its data.
+        data_set: its data.
         draws: the training rows of each draw, equally many.
         held_out: rows that evaluations look at, one clip each.
     """
@@ -32,6 +32,7 @@ def data_plan(
         micro_batch=recipe.batch.micro,
         seed=recipe.run.seed,
         draws=len(draws),
+        parts=rows.parts_of(data_set, draws[0]),
     )
     timetable = Timetable(
         steps=ledger.steps,
@@ -42,8 +43,8 @@ def data_plan(
     return DataPlan(
         ledger=ledger,
         timetable=timetable,
-        table=manifest.local_table(rows.cache_folder()),
-        rows=tuple(compact(draw, total=len(manifest)) for draw in draws),
+        table=data_set.local_table(rows.cache_folder()),
+        rows=tuple(compact(draw, total=len(data_set)) for draw in draws),
         held_out_rows=held_out,
         copies=recipe.data.copies,
         clip=recipe.data.clip,
@@ -60,7 +61,9 @@ def step_plan(recipe: Pretrain | Finetune, plan: DataPlan) -> Plan:
         timetable=plan.timetable,
         copies=plan.copies,
         optim=recipe.optim,
-        warmup_steps=round(recipe.schedule.warmup_epochs * plan.ledger.rows / plan.ledger.batch),
+        warmup_steps=round(
+            recipe.schedule.warmup_epochs * plan.ledger.visits_per_epoch / plan.ledger.batch
+        ),
         checkpoint=recipe.checkpoint,
         max_bad_fraction=recipe.data.max_bad_fraction,
     )

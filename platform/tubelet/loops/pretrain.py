@@ -40,17 +40,17 @@ def job(recipe: Pretrain) -> Job:
     Raises:
         UserError: the data do not allow it.
     """
-    manifest = rows.open_manifest(recipe.data.manifest)
-    training, held_out = rows.split_rows(manifest, recipe.data)
+    data_set = rows.open_data(recipe.data)
+    training, held_out = rows.split_rows(data_set, recipe.data)
     judged = rows.evaluation_rows(held_out, clips=recipe.data.held_out_clips, seed=recipe.run.seed)
-    plan = plans.data_plan(recipe, manifest, draws=(training,), held_out=judged)
+    plan = plans.data_plan(recipe, data_set, draws=(training,), held_out=judged)
     with torch.device("meta"):
         parameters = sum(p.numel() for p in build_pretraining(recipe.model).parameters())
     return Job(
         kind="pretrain",
         recipe=recipe,
         plan=plan,
-        manifest_hash=manifest.hash,
+        manifest_hash=data_set.hash,
         make_masks=functools.partial(masks_of, config=recipe.mask, grid=recipe.model.grid),
         loop=loop,
         notes={

@@ -173,6 +173,45 @@ def test_a_manifest_edited_by_hand_is_refused(tmp_path: Path) -> None:
         read_manifest(uri)
 
 
+def test_a_manifest_with_damaged_bytes_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "m.parquet"
+    write_manifest(Manifest.build(rows_of(500), root="/d"), str(path))
+    data = bytearray(path.read_bytes())
+    data[100:110] = bytes(10)  # within the rows of the first column
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match=r"m\.parquet was changed after it was written"):
+        read_manifest(str(path))
+
+
+def test_rows_of_a_file_are_chosen_as_those_in_memory(tmp_path: Path) -> None:
+    rows = [
+        {"video_id": f"{i:04d}", "size": i, "label": "abc"[i % 3] if i % 5 else None}
+        | ({"split": ["train", "val", None][i % 4]} if i % 4 < 3 else {})
+        for i in range(1000)
+    ]
+    built = Manifest.build(rows, root="/d")
+    uri = write_manifest(built, str(tmp_path / "m.parquet")).uri
+    assert uri
+    pq.write_table(pq.read_table(uri), uri, row_group_size=70)  # as many pieces as one likes
+    read = read_manifest(uri)
+    assert len(read) == 1000
+    assert read.splits == built.splits == ("train", "val")
+    for one, other in (
+        (read.in_split("train", None), built.in_split("train", None)),
+        (read.select(split="val"), built.select(split="val")),
+        (read.label_indices(), built.label_indices()),
+        (read.hold_out(0.3)[0], built.hold_out(0.3)[0]),
+        (read.hold_out(0.3)[1], built.hold_out(0.3)[1]),
+    ):
+        assert one.dtype == np.int64
+        assert one.tolist() == other.tolist()
+    assert read.in_split("val").tolist() == [i for i in range(1000) if i % 4 == 1]
+    assert read.in_split("train", None).tolist() == [i for i in range(1000) if i % 4 != 1]
+    assert read.in_split("test").dtype == np.int64
+    tables = (read.local_table(str(tmp_path / "a")), built.local_table(str(tmp_path / "b")))
+    assert [tables[0].video(r) for r in range(1000)] == [tables[1].video(r) for r in range(1000)]
+
+
 def test_a_missing_manifest_is_one_clear_line(tmp_path: Path) -> None:
     with pytest.raises(
         ValueError, match=r"^there is nothing at .*none\.parquet; check the spelling$"

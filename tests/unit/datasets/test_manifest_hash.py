@@ -71,5 +71,5 @@ def test_pieces_of_any_size_have_the_hash_of_the_whole(
 def test_lists_that_exceed_a_portion_are_hashed_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [{"video_id": f"{i}", "size": i, "labels": [f"{i}", "x"]} for i in range(25)]
     table = pa.Table.from_pylist(rows, schema=SCHEMA)
-    monkeypatch.setattr("clips.manifest_hash._PORTION", 10)
+    monkeypatch.setattr("clips.manifest_hash.PORTION", 10)
     assert table_hash(table) == by_definition(table)

@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 
 from clips import DecodeConfig, read_manifest
-from clips.ingest import Entry, Rejected, examine, read_rejected
+from clips.earlier import read_rejected
+from clips.ingest import Entry, Rejected, examine
+from clips.storage_errors import storage_error
 from clips.synthetic import write_videos
 from clips.transcode import Encoder, make_copy
 
@@ -58,6 +60,8 @@ def test_a_source_becomes_a_manifest_and_a_list_of_rejected_files(
     ]
     assert [states[-1].done, states[-1].kept, states[-1].rejected] == [41, 40, 1]
     assert [s.done for s in states] == sorted(s.done for s in states)
+    assert (prepared.rows, prepared.videos, prepared.reasons) == (40, 40, {"corrupt": 1})
+    assert not (tmp_path / "out" / "m.parts").exists()
 
 
 def test_files_that_end_or_hang_their_process_are_rejected_and_no_others(
@@ -122,18 +126,43 @@ def test_files_that_a_list_names_but_that_are_missing_are_rejected(
     assert prepared.manifest.label_indices().tolist() == [4, 2]
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"split": 1.0}, "split is 1.0; it must be at least 0 and less than 1"),
-        ({"manifest": "m.csv"}, "manifest is 'm.csv'; its name must end in .parquet"),
-    ],
-)
-def test_impossible_settings_are_refused(
-    pipeline: Any, options: dict[str, Any], message: str
+def test_a_storage_that_fails_on_a_worker_ends_the_work_with_its_own_message(
+    pipeline: Any, tmp_path: Path
 ) -> None:
-    with pytest.raises(ValueError, match=message):
-        pipeline.PrepareConfig(**{"source": "s", "manifest": "m.parquet"} | options)
+    write_videos(tmp_path / "in", range(12), seed=1)
+
+    def unplugged(entry: Entry, *, root: str, decode: DecodeConfig) -> Any:
+        if entry.video_id == "000005.mp4":
+            raise storage_error("unreachable", f"s3://videos/{entry.video_id}")
+        return examine(entry, root=root, decode=decode)
+
+    config = pipeline.PrepareConfig(
+        source=str(tmp_path / "in"), manifest=str(tmp_path / "m.parquet")
+    )
+    with pytest.raises(pipeline.ScanStopped) as caught:
+        pipeline.prepare(config, examine=unplugged)
+    assert str(caught.value).startswith(
+        "cannot reach the storage of s3://videos/000005.mp4; check the network, and AWS_ENDPOINT_URL; "
+    )
+    assert str(caught.value).endswith("are kept: the same command goes on from there")
+    assert not (tmp_path / "m.parquet").exists()
+    plan = pipeline.compare(config, pipeline.find(config))
+    assert 0 < len(plan.todo) <= 12
+    assert plan.resumed + len(plan.todo) == 12
+    made = pipeline.prepare(config, plan=plan)
+    assert (made.rows, made.reasons, made.new) == (12, {}, 12)
+
+
+def test_a_content_hash_is_made_by_the_workers(pipeline: Any, tmp_path: Path) -> None:
+    write_videos(tmp_path / "in", range(6), seed=1)
+    config = pipeline.PrepareConfig(
+        source=str(tmp_path / "in"), manifest=str(tmp_path / "m.parquet"), content_hash=True
+    )
+    first = pipeline.prepare(config)
+    again = pipeline.prepare(config)
+    assert (first.new, again.new, again.unchanged) == (6, 0, 6)
+    assert again.manifest == first.manifest
+    assert all(tag.startswith("blake2b:") for tag in again.manifest.table["etag"].to_pylist())
 
 
 def test_a_manifest_is_copied_once_a_video_and_goes_on_where_it_stopped(

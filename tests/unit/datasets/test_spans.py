@@ -1,3 +1,5 @@
+import itertools
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -60,7 +62,7 @@ def test_spans_follow_one_another_without_gap(
         if len(pieces) > 1:
             end = duration_s if span[1] is None else min(span[1], duration_s)
             lengths = [(b or end) - (a or 0.0) for a, b in pieces]
-            assert all(a[1] == b[0] for a, b in zip(pieces, pieces[1:], strict=False))
+            assert all(a[1] == b[0] for a, b in itertools.pairwise(pieces))
             assert min(lengths) >= frames / fps - 0.01
             assert max(lengths) - min(lengths) <= 0.01 + max(0.0, (span[1] or 0.0) - duration_s)
             assert len(pieces) <= max(1, round((end - (span[0] or 0.0)) / 60 * per_minute))

@@ -15,6 +15,7 @@ from motion import motion_manifest
 from tubelet.feed import Feed, Unit
 from tubelet.items import Batch, DataPlan, decode_item, load_item
 from tubelet.ledger import Ledger
+from tubelet.quarantine import Quarantine
 from tubelet.timetable import Item, Timetable
 
 
@@ -43,7 +44,7 @@ def batch_of(number: int, attempt: int = 1, count: int = 2) -> dict[str, Any]:
         "decode_s": np.zeros(count),
         "frames": np.full((count, 2, 4, 4, 3), number % 256, np.uint8),
         "label": np.zeros(count, np.int64),
-        "reason": np.full(count, "", dtype=object),
+        **{n: np.full(count, "", dtype=object) for n in ("reason", "kind", "stage")},
         "valid": np.ones(count, bool),
         **{n: np.full(count, number) for n in ("position", "epoch", "row", "visit", "copy")},
     }
@@ -61,6 +62,7 @@ def feed_of(
         world_size=world_size,
         device=torch.device("cpu"),
         make_masks=lambda seeds: (None, None),
+        quarantine=Quarantine(plan.ledger),
     )
 
 
@@ -159,7 +161,7 @@ def test_an_item_is_stamped_with_its_number_and_attempt(tmp_path: Path) -> None:
     plan = DataPlan(
         **{**vars(plan), "table": manifest.local_table(str(tmp_path)), "frames": 4, "size": 16}
     )
-    made = decode_item({"id": np.array([2])}, plan=plan, first_item=3, attempt=7)
+    made = decode_item({"id": np.array([2])}, plan=plan, first_item=3, attempt=7, out={})
     assert set(made["item"]) == {5}
     assert set(made["attempt"]) == {7}
     assert {len(column) for column in made.values()} == {plan.clips_per_unit}

@@ -1,40 +1,51 @@
 """The plan of a run: every (epoch, row) once, whatever the world sizes, and an order that never changes."""
 
 import hashlib
+import math
 import struct
 from collections import Counter
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tubelet.ledger import Ledger, permute, seed64, unit_seed
+from tubelet.ledger import Ledger, Part, permute, seed64, unit_seed
 from tubelet.timetable import Timetable
+
+
+@st.composite
+def parts_of(draw: st.DrawFn, *, most_rows: int) -> Part:
+    rows = draw(st.integers(1, most_rows))
+    weight = draw(st.one_of(st.integers(1, 3).map(float), st.floats(1 / rows, 3.0)))
+    return Part(rows, weight)
 
 
 @st.composite
 def ledgers(draw: st.DrawFn, *, most_rows: int = 40) -> Ledger:
     micro = draw(st.integers(1, 9))
+    rows = draw(st.integers(1, most_rows))
+    parts = tuple(draw(st.lists(parts_of(most_rows=most_rows // 3), max_size=3)))
     return Ledger(
-        rows=draw(st.integers(1, most_rows)),
+        rows=sum(part.rows for part in parts) or rows,
         epochs=draw(st.integers(1, 4)),
         batch=micro * draw(st.integers(1, 6)),
         micro_batch=micro,
         seed=draw(st.integers(0, 2**62)),
         draws=draw(st.integers(1, 2)),
+        parts=parts,
     )
 
 
-def visited(ledger: Ledger, units: Iterator[int] | range) -> Counter[tuple[int, int]]:
-    """How often each (epoch, index) occurs among the valid positions of ``units``."""
-    seen: Counter[tuple[int, int]] = Counter()
+def visited(ledger: Ledger, units: Iterator[int] | range) -> Counter[tuple[int, int, int]]:
+    """How often each (epoch, index, visit) occurs among the valid positions of ``units``."""
+    seen: Counter[tuple[int, int, int]] = Counter()
     for number in units:
         unit = ledger.unit(number)
-        seen.update(
-            zip(unit.epoch[unit.valid].tolist(), unit.index[unit.valid].tolist(), strict=True)
-        )
+        columns = (unit.epoch, unit.index, unit.visit)
+        seen.update(zip(*(c[unit.valid].tolist() for c in columns), strict=True))
     return seen
 
 
@@ -57,10 +68,73 @@ def units(ledger: Ledger) -> range:
 
 @settings(max_examples=150)
 @given(ledgers())
-def test_every_row_is_visited_once_in_every_epoch_of_every_draw(ledger: Ledger) -> None:
-    planned = {(e, r): 1 for e in range(ledger.draws * ledger.epochs) for r in range(ledger.rows)}
-    assert visited(ledger, units(ledger)) == planned
-    assert ledger.visits == len(planned)
+def test_every_row_is_visited_as_often_as_its_weight_says_in_every_epoch_of_every_draw(
+    ledger: Ledger,
+) -> None:
+    seen = visited(ledger, units(ledger))
+    assert set(seen.values()) == {1}, "a visit is repeated"
+    assert len(seen) == ledger.visits == ledger.draws * ledger.epochs * ledger.visits_per_epoch
+    for epoch in range(ledger.draws * ledger.epochs):
+        first = 0
+        for part in ledger.parts or (Part(ledger.rows),):
+            rows = range(first, first + part.rows)
+            numbers = {row: sorted(v for e, r, v in seen if (e, r) == (epoch, row)) for row in rows}
+            floor = math.floor(part.weight)
+            assert {len(n) for n in numbers.values()} <= {floor, floor + 1}
+            assert all(n == list(range(len(n))) for n in numbers.values())
+            more = sum(len(n) - floor for n in numbers.values())
+            assert more == round((part.weight - floor) * part.rows)
+            first += part.rows
+
+
+def test_the_choice_for_a_fraction_differs_between_epochs_and_is_fair_over_many() -> None:
+    parts = (Part(7), Part(60, 1.25), Part(8, 0.5))
+    ledger = Ledger(rows=75, epochs=400, batch=86, micro_batch=86, seed=4, parts=parts)
+    assert ledger.visits_per_epoch == 7 + 75 + 4 == ledger.batch
+    chosen: Counter[int] = Counter()
+    choices: set[frozenset[int]] = set()
+    for number in units(ledger):
+        unit = ledger.unit(number)
+        again = frozenset(unit.index[unit.visit == 1].tolist())
+        assert len(again) == 15
+        assert again <= set(range(7, 67))
+        chosen.update(again)
+        choices.add(again)
+    assert len(choices) == ledger.epochs
+    spread = np.array([chosen[row] for row in range(7, 67)])
+    assert spread.sum() == 15 * 400
+    assert 60 < spread.min() <= spread.max() < 145, (
+        "100 of 400 epochs each, give or take five deviations"
+    )
+
+
+def test_the_order_of_a_mixture_is_the_one_that_was_published() -> None:
+    # Never to be changed, like the orders below: a run goes on in its order.
+    parts = (Part(4, 1.5), Part(3, 2.0))
+    ledger = Ledger(rows=7, epochs=2, batch=12, micro_batch=12, seed=3, parts=parts)
+    first, second = ledger.unit(0), ledger.unit(1)
+    assert first.index.tolist() == [5, 3, 4, 1, 0, 0, 2, 1, 6, 6, 5, 4]
+    assert first.visit.tolist() == [1, 0, 1, 1, 0, 1, 0, 0, 0, 1, 0, 0]
+    assert second.index.tolist() == [4, 4, 6, 5, 3, 0, 2, 5, 0, 6, 1, 1]
+    assert second.visit.tolist() == [0, 1, 1, 0, 0, 1, 0, 1, 0, 0, 1, 0]
+
+
+@given(ledgers().filter(lambda ledger: not ledger.parts))
+def test_one_part_of_weight_one_changes_nothing(ledger: Ledger) -> None:
+    mixed = Ledger(**{**vars(ledger), "parts": (Part(ledger.rows),)})
+    for number in units(ledger):
+        for field, array in vars(ledger.unit(number)).items():
+            np.testing.assert_array_equal(array, getattr(mixed.unit(number), field))
+
+
+def test_weights_that_give_no_visit_are_refused() -> None:
+    for rows, weight in ((10, 0.04), (10, -1.0), (10, 0.0)):
+        with pytest.raises(
+            ValueError, match=rf"weight {weight:g} of {rows} rows gives no visit in an epoch; leave"
+        ):
+            Part(rows, weight)
+    with pytest.raises(ValueError, match="the parts hold other rows than 5"):
+        Ledger(rows=5, epochs=1, batch=4, micro_batch=2, seed=0, parts=(Part(4),))
 
 
 @settings(max_examples=150)
@@ -73,7 +147,7 @@ def test_positions_count_on_and_only_the_last_step_of_a_draw_is_padded(ledger: L
     assert valid.tolist() == [ledger.is_valid(p) for p in range(len(valid))]
     per_draw = valid.reshape(ledger.draws, ledger.steps_per_draw, ledger.batch)
     assert per_draw[:, :-1].all(), "a step before the last one is padded"
-    last = ledger.epochs * ledger.rows - (ledger.steps_per_draw - 1) * ledger.batch
+    last = ledger.epochs * ledger.visits_per_epoch - (ledger.steps_per_draw - 1) * ledger.batch
     assert 1 <= last <= ledger.batch
     assert (per_draw[:, -1] == (np.arange(ledger.batch) < last)).all(), "padding comes last"
     draw = np.concatenate([p.draw for p in plans]).reshape(ledger.draws, -1)
@@ -92,7 +166,7 @@ def test_epochs_pass_in_order_and_a_unit_may_straddle_them(
     for position, valid, epoch in zip(unit.position, unit.valid, unit.epoch, strict=True):
         draw, local = divmod(int(position), per_draw)
         if valid:
-            assert epoch == draw * ledger.epochs + local // ledger.rows
+            assert epoch == draw * ledger.epochs + local // ledger.visits_per_epoch
 
 
 starts = st.tuples(st.integers(1, 7), st.floats(0, 1), st.floats(0, 1))
@@ -259,11 +333,18 @@ def test_a_unit_outside_the_run_is_an_error() -> None:
 
 
 def test_impossible_plans_are_refused() -> None:
-    good = {"rows": 5, "epochs": 1, "batch": 4, "micro_batch": 2, "seed": 0, "draws": 1}
+    good: dict[str, Any] = {
+        "rows": 5,
+        "epochs": 1,
+        "batch": 4,
+        "micro_batch": 2,
+        "seed": 0,
+        "draws": 1,
+    }
     for name in ("rows", "epochs", "batch", "micro_batch", "draws"):
         with pytest.raises(ValueError, match=f"{name} must be at least 1, got 0"):
-            Ledger(**(good | {name: 0}))
+            Ledger(**{**good, name: 0})
     with pytest.raises(
         ValueError, match=r"batch.size \(4\) must be a multiple of batch.micro \(3\)"
     ):
-        Ledger(**(good | {"micro_batch": 3}))
+        Ledger(**{**good, "micro_batch": 3})

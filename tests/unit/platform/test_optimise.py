@@ -11,6 +11,7 @@ import torch
 from clips import ClipConfig
 from motion import motion_manifest
 from parity import decode_stream, train_rank
+from tubelet import quarantine
 from tubelet.checkpoint import CheckpointConfig
 from tubelet.items import BatchConfig, DataConfig
 from tubelet.optim import OptimConfig
@@ -174,7 +175,7 @@ def test_a_loss_that_explodes_ends_the_run_with_its_curve_and_its_last_good_chec
     assert run.committed()[-1] == checkpoint_name(outcome.step, 1)
 
 
-def test_too_many_bad_videos_end_the_run_at_the_200th_clip_with_a_checkpoint(
+def test_too_many_bad_videos_end_the_run_after_200_clips_with_a_checkpoint_and_are_counted_on(
     small: Small, run: RunDirectory, tmp_path: Path
 ) -> None:
     manifest = motion_manifest(tmp_path / "videos", training=100, broken=range(6, 16))
@@ -182,14 +183,24 @@ def test_too_many_bad_videos_end_the_run_at_the_200th_clip_with_a_checkpoint(
     recipe = replace(small.recipe, data=data, schedule=ScheduleConfig(epochs=3, warmup_epochs=0))
     broken = Small(recipe, decode_stream(recipe, tmp_path / "items.pickle"))
     outcome = train(broken, run)["outcome"]
-    assert (outcome.kind, outcome.step) == ("bad_data", 50)
+    assert (outcome.kind, outcome.step) == ("bad_data", 53)  # the first bad one after the 200th
     first, *named = outcome.message.splitlines()
     assert first == (
-        "20 of 200 clips could not be decoded, more than data.max_bad_fraction (0.05) allows; among them:"
+        "21 of 212 clips could not be decoded, more than data.max_bad_fraction (0.05) allows; among them:"
     )
     assert len(named) == 3
     assert all(".mp4: " in line for line in named)
-    assert run.committed()[-1] == checkpoint_name(50, 1)
+    assert run.committed()[-1] == checkpoint_name(53, 1)
+    entries = quarantine.read(run, checkpoint_name(53, 1))
+    assert sum(entry.clips for entry in entries) == 21
+    assert len(entries) == 10
+    assert {entry.from_step for entry in entries} == {
+        None
+    }  # damage ends no process: tried each time
 
-    allowed = replace(recipe, data=replace(data, max_bad_fraction=0.1))
+    again = train(broken, run)["outcome"]
+    assert (again.kind, again.step) == ("bad_data", 54)
+    assert again.message.startswith("22 of 216 clips")
+
+    allowed = replace(recipe, data=replace(data, max_bad_fraction=0.2))
     assert train(Small(allowed, broken.items), run)["outcome"].kind == "finished"

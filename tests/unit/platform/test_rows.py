@@ -5,10 +5,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from clips import Manifest, write_manifest
-from tubelet import rows
-from tubelet.config import UserError
-from tubelet.items import DataConfig
+from clips import Manifest, Mixture, write_manifest
+from tubelet import config, rows
+from tubelet.config import ConfigError, UserError
+from tubelet.items import DataConfig, MixedManifest
+from tubelet.ledger import Part
+from tubelet.recipes import Pretrain
 from tubelet.rows import LabelConfig
 
 
@@ -87,3 +89,151 @@ def test_no_manifest_is_a_mistake_with_the_way_out() -> None:
         UserError, match=r"data\.manifest names no manifest; make one with: python jobs/prepare"
     ):
         rows.open_manifest("")
+
+
+# --- mixtures ----------------------------------------------------------------------------------
+
+
+def part_of(tmp_path: Path, name: str, *, count: int, split: str | None = None) -> str:
+    entries = [
+        {
+            "video_id": f"{name}{i:03d}.mp4",
+            "size": 1,
+            "label": name,
+            "split": split if i % 2 else None,
+        }
+        for i in range(count)
+    ]
+    uri = str(tmp_path / f"{name}.parquet")
+    write_manifest(Manifest.build(entries, root=str(tmp_path)), uri)
+    return uri
+
+
+def mixture_of(*parts: tuple[str, float]) -> DataConfig:
+    return DataConfig(mixture=tuple(MixedManifest(uri, weight) for uri, weight in parts))
+
+
+def test_each_manifest_of_a_mixture_is_split_by_its_own_word(tmp_path: Path) -> None:
+    named = part_of(tmp_path, "a", count=10, split="val")
+    hashed = part_of(tmp_path, "b", count=200)
+    data = mixture_of((named, 0.5), (hashed, 2.0))
+    mixture = rows.open_data(data)
+    assert isinstance(mixture, Mixture)
+    training, held_out = rows.split_rows(mixture, data)
+    assert training[:5].tolist() == [0, 2, 4, 6, 8]
+    assert held_out[:5].tolist() == [1, 3, 5, 7, 9]
+    by_hash = rows.open_manifest(hashed).hold_out(0.05)
+    assert training[5:].tolist() == (by_hash[0] + 10).tolist()
+    assert held_out[5:].tolist() == (by_hash[1] + 10).tolist()
+    assert rows.parts_of(mixture, training) == (Part(5, 0.5), Part(len(by_hash[0]), 2.0))
+    assert rows.parts_of(rows.open_manifest(named), training) == ()
+
+
+def test_labels_of_a_mixture_are_learned_from_and_few_of_them_are_refused(tmp_path: Path) -> None:
+    data = mixture_of(
+        (part_of(tmp_path, "a", count=9), 1.0), (part_of(tmp_path, "b", count=9), 1.0)
+    )
+    mixture = rows.open_data(data)
+    every = np.arange(18)
+    (draw,) = rows.draws_of(mixture, every, labels=LabelConfig(), seed=0)
+    assert draw.tolist() == every.tolist()
+    with pytest.raises(
+        UserError,
+        match=r"labels\.per_class draws labels of one manifest, but data\.mixture names 2: use data\.manifest, or",
+    ):
+        rows.draws_of(mixture, every, labels=LabelConfig(per_class=2), seed=0)
+
+
+def test_a_manifest_of_a_mixture_with_nothing_to_train_on_is_named(tmp_path: Path) -> None:
+    good, bad = part_of(tmp_path, "a", count=9), str(tmp_path / "bad.parquet")
+    entries = [{"video_id": "x", "size": 1, "split": "val"}]
+    write_manifest(Manifest.build(entries, root=str(tmp_path)), bad)
+    data = mixture_of((good, 1.0), (bad, 1.0))
+    with pytest.raises(
+        UserError, match=r"no row of .*bad\.parquet is left to train on: its splits"
+    ):
+        rows.split_rows(rows.open_data(data), data)
+
+
+def test_a_weight_too_small_for_any_visit_is_named_with_its_manifest(tmp_path: Path) -> None:
+    small = part_of(tmp_path, "a", count=9)
+    data = mixture_of((small, 0.01), (part_of(tmp_path, "b", count=9), 1.0))
+    mixture = rows.open_data(data)
+    with pytest.raises(
+        UserError,
+        match=r"data\.mixture: .*a\.parquet: weight 0\.01 of 9 rows gives no visit in an epoch; leave",
+    ):
+        rows.parts_of(mixture, np.arange(18))
+
+
+def test_a_missing_manifest_of_a_mixture_is_named_by_its_place_in_the_list(tmp_path: Path) -> None:
+    data = mixture_of((part_of(tmp_path, "a", count=9), 1.0), (str(tmp_path / "none.parquet"), 1.0))
+    with pytest.raises(
+        UserError,
+        match=r"^data\.mixture\.1: there is nothing at .*none\.parquet; check the spelling$",
+    ):
+        rows.open_data(data)
+
+
+def test_the_same_content_under_two_names_is_refused(tmp_path: Path) -> None:
+    first = part_of(tmp_path, "a", count=9)
+    again = str(tmp_path / "again.parquet")
+    (tmp_path / "again.parquet").write_bytes(Path(first).read_bytes())
+    with pytest.raises(UserError, match=r"^data\.mixture: .* hold the same manifest; name it once"):
+        rows.open_data(mixture_of((first, 1.0), (again, 1.0)))
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (
+            "data.mixture=[{manifest: a.parquet, weight: 0}]",
+            "data.mixture.0.weight: must be greater than 0, got 0",
+        ),
+        (
+            "data.mixture=[{manifest: a.parquet, weight: -1.5}]",
+            "data.mixture.0.weight: must be greater than 0, got -1.5",
+        ),
+        (
+            "data.mixture=[{manifest: a.parquet, weight: .inf}]",
+            "data.mixture.0.weight: must be less than or equal to 1000, got inf",
+        ),
+        ("data.mixture=[{weight: 2}]", "data.mixture.0.manifest: must be set"),
+        (
+            "data.mixture=[{manifest: a.parquet, wieght: 2}]",
+            "data.mixture.0.wieght: unknown key; did you mean 'weight'?",
+        ),
+        (
+            "data.mixture=[{manifest: a.parquet}, {manifest: a.parquet}]",
+            "data.mixture: a.parquet is named 2 times; name it once, with the sum of the weights",
+        ),
+        ("data.mixture=a.parquet", "data.mixture: must be a list, got 'a.parquet'"),
+    ],
+)
+def test_a_mixture_that_cannot_be_is_explained(given: str, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        config.load(Pretrain, overrides=[given])
+    assert str(caught.value) == f"command line: {message}"
+
+
+def test_a_manifest_and_a_mixture_exclude_each_other() -> None:
+    both = ["data.manifest=b.parquet", "data.mixture=[{manifest: a.parquet}]"]
+    with pytest.raises(
+        ConfigError,
+        match=r"data\.manifest and data\.mixture are both set; keep one \(data\.mixture=\[\] empties the list\)",
+    ):
+        config.load(Pretrain, overrides=both)
+
+
+def test_a_mixture_survives_its_recipe_and_may_move() -> None:
+    recipe = config.load(
+        Pretrain,
+        overrides=["data.mixture=[{manifest: a.parquet, weight: 2}, {manifest: b.parquet}]"],
+    )
+    assert recipe.data == mixture_of(("a.parquet", 2.0), ("b.parquet", 1.0))
+    moved = config.load(Pretrain, overrides=["data.mixture=[{manifest: s3://b/a.parquet}]"])
+    assert config.difference(recipe, moved) == []
+    assert config.flatten(recipe)["data.mixture"] == [
+        {"manifest": "a.parquet", "weight": 2.0},
+        {"manifest": "b.parquet", "weight": 1.0},
+    ]
