@@ -1,10 +1,10 @@
 """A copy of a video that costs a third to decode: encoded once, read at every visit.
 
 What makes a clip dear is the way to its first frame: with keyframes 250 apart, 182 frames are decoded for 16. The copy
-has the short side of the model's crops, closed groups of 32 frames, and three B-frames in a row that no other frame
-refers to, so that the decoder skips those nobody asked for; `fastdecode` leaves out the loop filter and CABAC.
-Measured: 58 -> 19 ms a clip on Kinetics-like files (docs/benchmarks.md); 1.18 times the bytes, 39 to 46 dB, 0.7 to
-2.5 s of a core for 10 s of video (reference: decode.md).
+has the short side of the model's crops, closed groups of 64 frames, and seven B-frames in a row that no other frame
+refers to, so that the decoder skips those nobody asked for; `fastdecode` leaves out the loop filter and CABAC, and
+`psnr` spends no bits on looks. Measured (docs/benchmarks.md): a third to a quarter of the time a clip on Kinetics-like
+files, as many bytes as the source, 39 to 46 dB, 0.5 to 2 s of a core for 10 s of video.
 
 Guarantees: as many frames as the source shows, each at its time and turned the same way; audio is left out. The copy
 says in its comment what it was made of and how, so that a later run can tell it from a stale one.
@@ -34,8 +34,10 @@ from clips.ingest import Entry, Probe, Rejected, probe, probe_opened, write_reco
 
 _CLOCK = Fraction(1, 90_000)
 """Times of the copy: finer than any video's, and a multiple of the usual rates."""
+_UNREFERRED = 7
+"""B-frames in a row: the frames between two that have to be decoded."""
 _SAMPLED = 8
-_VERSION = 1
+_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -44,9 +46,9 @@ class Encoder:
 
     short_side: int = 256
     """Pixels of the shorter side; smaller videos keep their size."""
-    gop: int = 32
+    gop: int = 64
     """Frames from one keyframe to the next."""
-    crf: int = 20
+    crf: int = 22
     """x264's quality: lower is better and larger."""
     preset: str = "medium"
     """x264's effort: `veryfast` takes half the time and a tenth more bytes."""
@@ -239,11 +241,11 @@ def _stream(
     stream.width, stream.height, stream.pix_fmt = picture.width, picture.height, "yuv420p"
     context = stream.codec_context
     context.time_base, context.thread_count = _CLOCK, 1
-    context.gop_size, context.max_b_frames = encoder.gop, 3
+    context.gop_size, context.max_b_frames = encoder.gop, _UNREFERRED
     context.options = {
         "crf": str(encoder.crf),
         "preset": encoder.preset,
-        "tune": "fastdecode",
+        "tune": "psnr,fastdecode",
         "x264-params": f"b-adapt=0:b-pyramid=none:scenecut=0:open-gop=0:min-keyint={encoder.gop}",
     }
     return stream

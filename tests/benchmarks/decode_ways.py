@@ -65,26 +65,26 @@ def ours(task: Task) -> np.ndarray:
 def authors(task: Task) -> list[torch.Tensor]:
     """How the authors' loader does it, clip by clip: float32 [C, T, S, S] each.
 
-    decord opens the file with one thread and delivers whole frames; PIL cuts and resizes each; the clip becomes one
-    float tensor, divided by 255 and normalised.
+    decord opens the file with one thread and delivers whole frames; every step then runs over all frames: pictures of
+    PIL, copied by a conversion to RGB, cut, resized, put side by side as channels; these become one tensor, channels
+    first, as floats divided by 255, and each channel is normalised in place.
     """
     import decord
     from PIL import Image
 
-    mean = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1, 1)
-    deviation = torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1, 1)
+    mean, deviation = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
     clips: list[torch.Tensor] = []
     for indices, (x, y, width, height) in zip(task.indices, task.boxes, strict=True):
         reader: Any = decord.VideoReader(task.path, num_threads=1, ctx=decord.cpu(0))
         whole_THWC = reader.get_batch(indices.tolist()).asnumpy()
-        pictures = [
-            Image.fromarray(frame)
-            .crop((x, y, x + width, y + height))
-            .resize((SIZE, SIZE), Image.Resampling.BILINEAR)
-            for frame in whole_THWC
-        ]
-        stacked = torch.from_numpy(np.stack([np.asarray(p) for p in pictures]))
-        clips.append((stacked.permute(3, 0, 1, 2).float().div(255.0) - mean) / deviation)
+        pictures = [Image.fromarray(frame).convert("RGB") for frame in whole_THWC]
+        pictures = [picture.crop((x, y, x + width, y + height)) for picture in pictures]
+        pictures = [p.resize((SIZE, SIZE), Image.Resampling.BILINEAR) for p in pictures]
+        stacked = torch.from_numpy(np.concatenate([np.asarray(p) for p in pictures], axis=2))
+        channels = stacked.permute(2, 0, 1).contiguous().float().div(255.0)
+        for channel, m, d in zip(channels, mean * FRAMES, deviation * FRAMES, strict=True):
+            channel.sub_(m).div_(d)
+        clips.append(channels.view(FRAMES, 3, SIZE, SIZE).transpose(0, 1))
     return clips
 
 

@@ -223,7 +223,7 @@ class PyavReader:
         self._is_key: list[bool] = []
         hidden: list[bool] = []
         for packet in _video_packets(self._container, self._stream):
-            self._check_time("reading the index")
+            self._check_time("reading packet", len(self._pts))
             self._pts.append(packet.pts)
             self._dts.append(packet.dts)
             self._is_key.append(packet.is_keyframe)
@@ -282,32 +282,34 @@ class PyavReader:
         """Decode from keyframe to keyframe, skipping frames nobody needs."""
         skippable = self._stream.codec_context.name in _SKIPPABLE
         index_of = {self._shown[i]: i for i in wanted}
-        pending = iter(wanted)
-        upcoming = next(pending)
-        start = self._key_before(self._shown[upcoming])
-        while left:
+        unfed, ahead = set(index_of), iter(sorted(index_of))
+        upcoming: int | None = next(ahead)
+        start = self._key_before(upcoming)
+        while left and start < len(self._pts):
+            full, key = None, start  # whether the decoder is told to skip nothing; where to jump
             for position, packet in self._packets_from(start):
-                context = self._stream.codec_context  # another one where the file was opened again
-                if packet is not None and skippable:
-                    context.skip_frame = "DEFAULT" if packet.pts in index_of else "NONREF"
-                for frame in context.decode(packet):
+                context = self._stream.codec_context  # a large file may have been opened again
+                needed = packet is None or packet.pts in index_of
+                if skippable and needed is not full:  # setting it costs as much as skipping a frame
+                    context.skip_frame, full = ("DEFAULT" if needed else "NONREF"), needed
+                frames = context.decode(packet)
+                if packet is not None and needed:
+                    unfed.discard(packet.pts)
+                    while upcoming is not None and upcoming not in unfed:
+                        upcoming = next(ahead, None)
+                    key = len(self._pts) if upcoming is None else self._key_before(upcoming)
+                    if key > position + 1:  # drained, what is in comes out without decoding on
+                        frames += context.decode(None)
+                for frame in frames:
                     index = index_of.get(frame.pts) if frame.pts is not None else None
                     if index in left:
                         yield index, frame
-                self._check_time(f"decoding packet {position} of {len(self._pts)}")
-                while upcoming not in left:
-                    following = next(pending, None)
-                    if following is None:
-                        break
-                    upcoming = following
-                if not left:
-                    break
-                key = self._key_before(self._shown[upcoming])
+                self._check_time("decoding packet", position)
                 if key > position + 1:
-                    start = key
                     break
             else:
                 break
+            start = key
         self._stream.codec_context.skip_frame = "DEFAULT"
 
     def _sequential(self, left: set[int]) -> Iterator[tuple[int, VideoFrame]]:
@@ -318,7 +320,7 @@ class PyavReader:
                 index = index_of.get(frame.pts) if frame.pts is not None else None
                 if index in left:
                     yield index, frame
-            self._check_time(f"decoding packet {position} of {len(self._pts)}")
+            self._check_time("decoding packet", position)
             if not left:
                 return
 
@@ -330,7 +332,7 @@ class PyavReader:
                 if index in left:
                     yield index, frame
                 index += 1
-            self._check_time(f"decoding packet {position} of {len(self._pts)}")
+            self._check_time("decoding packet", position)
             if not left:
                 return
 
@@ -367,9 +369,13 @@ class PyavReader:
 
     # --- limits ------------------------------------------------------------------------------
 
-    def _check_time(self, doing: str) -> None:
-        if time.thread_time() > self._deadline:
-            raise DecodeError("timeout", f"over {self._config.seconds:g} s while {doing}")
+    def _check_time(self, doing: str, position: int) -> None:
+        # Asking for the time costs as much as passing over a frame, so not every packet does.
+        if position % 8 == 0 and time.thread_time() > self._deadline:
+            raise DecodeError(
+                "timeout",
+                f"over {self._config.seconds:g} s while {doing} {position}",
+            )
 
 
 def _video_packets(container: InputContainer, stream: VideoStream) -> Iterator[Packet]:
