@@ -24,6 +24,10 @@ _PART_BYTES = 16 << 10
 _LARGEST_LABEL = 1 << 20
 
 
+class NotAShard(ValueError):
+    """A tar file that cannot be used, and why."""
+
+
 @dataclass(frozen=True)
 class Member:
     """A video in a shard."""
@@ -44,7 +48,7 @@ def members(uri: str, *, size: int, suffixes: tuple[str, ...]) -> list[Member]:
         suffixes: What the names of videos end in.
 
     Raises:
-        ValueError: It is not a tar file, ends in the middle, is compressed, or a label in it is none.
+        NotAShard: It is not a tar file, ends in the middle, is compressed, or a label in it is none.
         StorageError: It cannot be read.
     """
     from webdataset.tariterators import group_by_keys  # imports torch
@@ -56,8 +60,12 @@ def members(uri: str, *, size: int, suffixes: tuple[str, ...]) -> list[Member]:
             for key, value in sample.items():
                 if isinstance(value, Member) and f".{key}".endswith(suffixes):
                     found.append(Member(value.name, value.offset, value.size, label))
+    except storage.StorageError:
+        raise
     except (tarfile.TarError, EOFError) as error:
-        raise ValueError(f"not a readable tar file: {error}") from error
+        raise NotAShard(f"not a readable tar file: {error}") from error
+    except ValueError as error:  # the library adds to the arguments of its own
+        raise NotAShard(str(error.args[0])) from error
     return found
 
 

@@ -168,7 +168,7 @@ def _in_shard(shard: Entry, source: str) -> list[Row]:
     place = storage.join(source, shard.video_id)
     try:
         found = shards.members(place, size=shard.size, suffixes=VIDEO_SUFFIXES)
-    except ValueError as error:
+    except shards.NotAShard as error:
         return [(shard, "corrupt", str(error))]
     if not found:
         return [(shard, "empty", "no video is in this shard")]

@@ -10,7 +10,7 @@ Shapes: T frames of a clip, H W of the picture, C = 3 (RGB).
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Self
 
 import numpy as np
@@ -43,6 +43,7 @@ class FramesReader:
         self._deadline = time.thread_time() + config.seconds
         self._pixels = Pixels(config)
         self._names = in_order(storage.list_names(folder))
+        self.rotation = 0
         self.pixel_format = "unknown"
         """FFmpeg's name of the pictures' pixels; known once one was read."""
 
@@ -71,13 +72,19 @@ class FramesReader:
     ) -> list[np.ndarray]:
         """Return one uint8 array [T, height, width, 3] per clip; see `clips.decode.Reader`."""
         plan = Plan(indices, boxes, frames=self.frames)
-        for index in plan.wanted:
+        for index, frame in self.wanted_frames(plan.wanted):
+            plan.store(index, self._pixels.rgb(frame))
+        return plan.clips
+
+    def wanted_frames(self, wanted: list[int]) -> Iterator[tuple[int, VideoFrame]]:
+        """Yield each wanted picture as (index, frame)."""
+        for index in wanted:
             name = self._names[index]
             with decode_errors(f"decoding {name}"):
-                plan.store(index, self._pixels.rgb(self._decoded(name)))
+                frame = self._decoded(name)
+            yield index, frame
             if time.thread_time() > self._deadline:
                 raise DecodeError("timeout", f"over {self._config.seconds:g} s at {name}")
-        return plan.clips
 
     def close(self) -> None:
         """Do nothing: a decoder lives for one picture."""

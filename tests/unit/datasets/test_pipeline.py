@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from clips.storage_errors import storage_error
 
 from clips import DecodeConfig, read_manifest
 from clips.earlier import read_rejected
 from clips.ingest import Entry, Rejected, examine
-from clips.storage_errors import storage_error
 from clips.synthetic import write_videos
 from clips.transcode import Encoder, make_copy
 
