@@ -10,8 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from clips import storage
-from clips.storage import FileInfo, StorageError
-from clips.storage.access import attempt
+from clips.storage import FileInfo, StorageError, access
 
 
 def files_below(place: str) -> Iterator[FileInfo]:
@@ -75,7 +74,7 @@ def _head(uri: str) -> FileInfo:
         size = found["size"]
         return FileInfo(path, -1 if size is None else int(size), changed and changed.strip('"'))
 
-    return attempt(uri, look)
+    return access.attempt(uri, look)
 
 
 def _meaning(error: FileNotFoundError) -> Exception:

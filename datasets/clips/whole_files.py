@@ -11,7 +11,7 @@ import uuid
 from collections.abc import Iterator
 
 from clips import storage
-from clips.storage.access import attempt, guard
+from clips.storage import access
 
 
 @contextlib.contextmanager
@@ -30,7 +30,7 @@ def whole_file(uri: str) -> Iterator[str]:
             os.makedirs(folder, exist_ok=True)
             open(draft, "xb").close()
 
-        guard(uri, make)
+        access.guard(uri, make)
         try:
             yield draft
             with open(draft, "rb") as file:
@@ -43,4 +43,4 @@ def whole_file(uri: str) -> Iterator[str]:
     with tempfile.TemporaryDirectory(prefix="clips-file-") as folder:
         draft = os.path.join(folder, "file")
         yield draft
-        attempt(uri, lambda fs, path: fs.put_file(draft, path))
+        access.attempt(uri, lambda fs, path: fs.put_file(draft, path))

@@ -9,7 +9,6 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from clips.storage_errors import storage_error
 
 from clips import Manifest, StorageError, read_manifest, storage, write_manifest
 from clips.earlier import Parts, read_rejected, result_of
@@ -17,6 +16,7 @@ from clips.ingest import Entry, Rejected
 from clips.manifest import SCHEMA
 from clips.preparation import PrepareConfig, Progress, ScanStopped, compare, find, look
 from clips.settling import Prepared, settle
+from clips.storage.errors import storage_error
 
 FOUND = {
     **{"container": "mp4", "codec": "h264", "pixel_format": "yuv420p", "width": 64, "height": 48},
