@@ -173,8 +173,8 @@ def test_a_list_in_a_bucket_is_looked_up_with_one_listing(s3: Any) -> None:
 
 
 ALLOWED = (
-    "allowed: 'path label' (one space, no spaces in the path), 'path 0 -1', or a CSV whose first "
-    "line names its columns: path, and any of label, split, start_s, end_s"
+    "allowed: 'path label' (one space, no spaces in the path), 'path 0 -1', 'path 1 TOTAL' for a folder of "
+    "frames, or a CSV whose first line names its columns: path, and any of label, split, start_s, end_s"
 )
 
 
@@ -193,9 +193,9 @@ ALLOWED = (
             + ALLOWED,
         ),
         (
-            "frames/1 1 300\n",
-            "{f}:1: start 1 and total 300 describe a folder of frames, which cannot be read; a video has '0 -1'\n"
-            + ALLOWED,
+            "frames/1 2 300\n",
+            "{f}:1: start 2 and total 300: a video has '0 -1', and a folder of frames starts at 0 or 1 and has one "
+            "frame or more\n" + ALLOWED,
         ),
         ("path,label\na/1.mp4,\n", "{f}:2: no label for 'a/1.mp4' (-1 means none)\n" + ALLOWED),
         ("path,label\n,3\n", "{f}:2: no path\n" + ALLOWED),
