@@ -65,7 +65,7 @@ class Result(NamedTuple):
     listed: str | None
     """The store's, by which a change is seen without reading the video."""
     found: tuple[Any, ...] | None
-    """The probe's columns (`PROBED`); None when rejected."""
+    """The probe's columns (`PROBED`); None when rejected, or not all known."""
     reason: str | None
     message: str | None
     recent: bool
@@ -155,7 +155,7 @@ def _accepted(file: ManifestFile, *, same_root: bool) -> Iterator[Result]:
         for video_id, size, etag, *found in rows_of(table):
             if video_id != last:  # spans of one video
                 last = video_id
-                columns = tuple(found)
+                columns = None if None in found else tuple(found)  # of another tool, or version
                 yield Result(video_id, size, etag, etag, columns, None, None, False, same_root)
 
 

@@ -102,7 +102,8 @@ def probe(
 
 def probe_opened(reader: "PyavReader") -> Probe:
     """Look inside a video that is open already; see `probe`."""
-    proof = np.array([0, reader.frames // 2])
+    frames = len(reader.times_s)  # lists the packets of a copy too: its index may promise more
+    proof = np.array([0, frames // 2])
     (pictures,) = reader.read([proof])
     info = reader.info
     return Probe(

@@ -1,49 +1,71 @@
 """What is at a place, or at each of the places that a list names: one request for a thousand, or many at once."""
 
+import contextlib
 import os
 from collections.abc import Callable, Iterable, Iterator
 
 from clips import frames, shards, storage
 from clips.lookahead import in_turn
 from clips.storage import FileInfo, StorageError
+from clips.storage.listing import local_info
 
 Looked = tuple[FileInfo | None, str | None, str | None]
 """What is at a place, or None and why: reason and message."""
 
 
-def looked_up(wanted: Iterable[tuple[str, bool]], base: str) -> Iterator[Looked]:
-    """Yield what is at each of the sorted places, all below `base` if there is one.
+def looked_up(wanted: Iterable[tuple[str, bool]], base: str, *, count: int) -> Iterator[Looked]:
+    """Yield what is at each of `count` sorted places, all below `base` if there is one.
 
     With each path comes whether it is a folder of frames.
     """
     listed = bool(base) and not storage.is_local(base) and not _is_web(base)
-    judge = _listing_of(base) if listed else _judged  # a request for a thousand, not for each
-
-    def look(want: tuple[str, bool]) -> Looked:
-        return _folder_at(want[0]) if want[1] else judge(want[0])
-
-    def is_slow(want: tuple[str, bool]) -> bool:
-        return not storage.is_local(want[0]) and (want[1] or not listed)
-
-    return in_turn(look, wanted, is_slow)
+    find = _listing_of(base, count=count) if listed else _unlisted
+    places = ((path, folder, None if folder else find(path)) for path, folder in wanted)
+    return in_turn(_look, places, _is_slow)
 
 
-def _listing_of(base: str) -> Callable[[str], Looked]:
+_Place = tuple[str, bool, Looked | None]
+"""A path, whether it is a folder of frames, and what a listing said of it."""
+
+
+def _look(place: _Place) -> Looked:
+    path, folder, found = place
+    if found is not None:
+        return found
+    return _folder_at(path) if folder else _judged(path)
+
+
+def _is_slow(place: _Place) -> bool:
+    return place[2] is None and not storage.is_local(place[0])
+
+
+def _unlisted(path: str) -> None:
+    return None
+
+
+def _listing_of(base: str, *, count: int) -> Callable[[str], Looked | None]:
+    """Return what looks into a listing, at a request for a thousand files.
+
+    When that has cost as much as asking for each of `count` places, it gives None from then on.
+    """
     files = files_below(base)
     file = next(files, None)
+    left = _A_REQUEST * count
 
-    def find(path: str) -> Looked:
-        nonlocal file
+    def find(path: str) -> Looked | None:
+        nonlocal file, left
         name = path[len(base) + 1 :]
-        while file is not None and file.path < name:
+        while file is not None and file.path < name and left:
             file = next(files, None)
-        if file is not None and file.path == name:
-            return _no_shard(file)
-        return _NOT_THERE
+            left -= 1
+        if not left:
+            return None
+        return _no_shard(file) if file is not None and file.path == name else _NOT_THERE
 
     return find
 
 
+_A_REQUEST = 1000  # files in a page of a listing
 _NOT_THERE: Looked = (None, "missing", "the list names it, but it is not there")
 
 
@@ -65,8 +87,12 @@ def _no_shard(file: FileInfo) -> Looked:
 
 
 def _judged(path: str) -> Looked:
-    if storage.is_local(path) and os.path.isdir(storage.local_path(path)):
-        return _folder_at(path)
+    if storage.is_local(path):
+        place = storage.local_path(path)
+        if os.path.isdir(place):
+            return _folder_at(path)
+        with contextlib.suppress(OSError):  # what it means, the slower way below says
+            return _no_shard(local_info(place, named=path))
     try:
         return _no_shard(storage.stat(path))
     except StorageError as error:

@@ -59,7 +59,6 @@ __all__ = [
 _log = logging.getLogger(__name__)
 
 _LARGEST_BATCH = 32
-_GRACE_SECONDS = 5.0  # beyond the decoder's own limit, before the process is ended
 
 _ENDED = (
     ray.exceptions.WorkerCrashedError,
@@ -238,8 +237,9 @@ def _collect(
 ) -> tuple[list[dict[str, Any]], list[Rejected]]:
     """Do the work on all videos or shards and write the list of the rejected videos, in any case."""
 
-    def seconds(item: Any) -> float:  # of a shard: its videos, each of which may be tried twice
-        return decode.wall_seconds * (2 * len(item.entries) if isinstance(item, Shard) else 1)
+    def seconds(item: Any) -> float:
+        # Each video of a shard may be tried twice; once more is for the shard itself.
+        return decode.wall_seconds * (2 * len(item.entries) + 1 if isinstance(item, Shard) else 1)
 
     rows: list[dict[str, Any]] = []
     rejected: list[Rejected] = []
@@ -264,7 +264,7 @@ def spread(
         items: Taken as they are needed: any number.
         work: What a worker does with one.
         total: How many items there are.
-        seconds: How long the work on an item may take by its own account; five more, and its process is ended.
+        seconds: How long the work on an item may take before its process is ended.
 
     Raises:
         StorageError: As the work raised it.
@@ -279,7 +279,7 @@ def spread(
             batch = [singly.popleft()] if singly else list(itertools.islice(coming, size))
             if not batch:
                 break
-            limits = [seconds(item) + _GRACE_SECONDS for item in batch]
+            limits = [seconds(item) for item in batch]
             running[_work_on.remote(batch, limits, work)] = batch
         if not running:
             return
@@ -289,8 +289,7 @@ def spread(
             yield list(zip(batch, ray.get(ready), strict=True))
         except _ENDED:
             if len(batch) == 1:
-                limit = seconds(batch[0]) + _GRACE_SECONDS
-                message = f"it ended the process, or took over {limit:g} s"
+                message = f"it ended the process, or took over {seconds(batch[0]):g} s"
                 name = _entry(batch[0]).video_id
                 yield [(batch[0], Rejected(name, "crashed", message))]
             else:

@@ -40,9 +40,8 @@ from clips.sorting import SortedRows
 from clips.sources import ENTRIES, Count, Found, Labels, counted, entries_in, find_videos
 from clips.storage import StorageError
 
-_READ_BYTES_S = (
-    5e6  # slower than any store: a hash may take size / this, on top of the probe's limit
-)
+_READ_BYTES_S = 1e6  # slower than a store that works
+_SILENCE_S = 60.0  # of a store, which then says itself that it fails
 
 
 @dataclass(frozen=True)
@@ -121,6 +120,13 @@ class Plan:
     def known(self) -> int:
         """Videos that need no look: nothing has changed since the last manifest."""
         return self.videos - self.resumed - len(self.todo)
+
+    def summary(self) -> str:
+        """What there is and what is left to do, in a line for people."""
+        parts = [f"{self.known} known and unchanged"] if self.known else []
+        if self.resumed:
+            parts.append(f"{self.resumed} done by the scan that was interrupted")
+        return f"{self.videos} videos: {', '.join([*parts, f'{len(self.todo)} to look at'])}"
 
 
 class ScanStopped(StorageError):
@@ -219,7 +225,7 @@ def _of_the_video(entry: Entry) -> Iterator[Any]:
 def holding(config: PrepareConfig, entry: Entry, results: Iterable[Result]) -> Result | None:
     """Return the result that makes a look unnecessary."""
     for result in results:
-        if not result.is_of(entry):
+        if not result.is_of(entry) or (result.found is None and result.reason is None):
             continue
         if result.recent:
             return result
@@ -233,7 +239,8 @@ def holding(config: PrepareConfig, entry: Entry, results: Iterable[Result]) -> R
 def _seen(results: Iterable[Result]) -> str | None:
     """The last result with a hash of the content, as JSON."""
     for result in results:
-        if (result.etag or "").startswith("blake2b:"):
+        told = result.found is not None or result.reason is not None
+        if told and (result.etag or "").startswith("blake2b:"):
             return json.dumps([result.etag, result.found, result.reason, result.message])
     return None
 
@@ -278,7 +285,10 @@ def look(
     kept = rejected = 0
     try:
         for pairs in spread(
-            _items(config, plan), work, total=len(plan.todo), seconds=_limit(config)
+            _items(config, plan),
+            work,
+            total=len(plan.todo),
+            seconds=_limit(config, plan.found.root),
         ):
             results = [result_of(_entry(item), result) for item, result in pairs]
             rejected += sum(result.found is None for result in results)
@@ -317,11 +327,13 @@ def _entry(item: Item) -> Entry:
     return item if isinstance(item, Entry) else item.entry
 
 
-def _limit(config: PrepareConfig) -> Callable[[Item], float]:
-    """Seconds that a look at one item may take."""
+def _limit(config: PrepareConfig, root: str) -> Callable[[Item], float]:
+    """Seconds that a look at one item may take: a slow store must not pass for a video that hangs."""
 
     def limit(item: Item) -> float:
-        reading = _entry(item).size / _READ_BYTES_S if config.content_hash else 0.0
-        return config.decode.seconds + reading
+        entry = _entry(item)
+        remote = not storage.is_local(storage.join(root, entry.video_id))
+        reading = entry.size / _READ_BYTES_S if remote or config.content_hash else 0.0
+        return config.decode.wall_seconds + reading + (_SILENCE_S if remote else 0.0)
 
     return limit

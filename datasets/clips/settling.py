@@ -15,7 +15,6 @@ from clips.earlier import (
     OF_THE_MOMENT,
     PROBED,
     Result,
-    manifest_before,
     read_rejected,
     rejected_place,
     write_rejected,
@@ -56,6 +55,20 @@ class Prepared:
     removed: int
     """Videos, rejected ones included, beside what the manifest and the rejected files at this place said before."""
 
+    def summary(self) -> str:
+        """What came of it, in one or two lines for people."""
+        rows = f" ({self.rows} rows)" if self.rows != self.videos else ""
+        text = (
+            f"{self.videos} videos{rows} accepted, {sum(self.reasons.values())} rejected, {len(self.classes)} classes: "
+            f"{storage.redact(self.uri)} (hash {self.hash[:12]})"
+        )
+        if not self.before:
+            return text
+        return (
+            f"compared with the manifest before: {self.new} new, {self.changed} changed, {self.removed} gone, "
+            f"{self.unchanged} unchanged\n{text}"
+        )
+
     @functools.cached_property
     def manifest(self) -> Manifest:
         """The whole manifest, read into memory."""
@@ -79,7 +92,7 @@ def settle(config: PrepareConfig, plan: Plan, *, progress: Count | None = None) 
         ValueError: Two rows are the same, or there is no usable video at all; an earlier manifest then stays.
     """
     rejected_uri = rejected_place(config.manifest)
-    before = manifest_before(config.manifest, fresh=config.fresh) is not None
+    before = storage.exists(config.manifest)
     settled = _Settled(config, plan.found)
     known = counted(known_of(config, plan.found), progress)
     write_rejected(settled.walk(known), rejected_uri)

@@ -273,7 +273,8 @@ def _from_list(source: str, *, root: str | None, progress: Count | None) -> Foun
     there = 0
     groups = itertools.groupby(listed.rows(), key=lambda row: row[0])
     paths, groups = itertools.tee((path, list(group)) for path, group in groups)
-    found = looked_up(((path, group[0][5] is not None) for path, group in paths), base)
+    wanted = ((path, group[0][5] is not None) for path, group in paths)
+    found = looked_up(wanted, base, count=len(listed))
     for (path, group), (info, reason, message) in zip(
         groups, counted(found, progress), strict=True
     ):
