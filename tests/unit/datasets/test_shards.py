@@ -2,24 +2,32 @@
 
 import importlib.util
 import io
+import os
 import random
+import subprocess
+import sys
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from clips import ClipConfig, DecodeConfig, Manifest, examine, find_videos
+from clips import ClipConfig, DecodeConfig, Entry, Manifest, Video, examine, find_videos
+from clips.cache import Cache
 from clips.decode import open_video
-from clips.decode.source import local_copy
-from clips.load import Take, load_views, read_crops
+from clips.decode.source import WHOLE_BYTES, local_copy
+from clips.disposable import take_clips
+from clips.load import Take, finish, load_views, read_crops
 from clips.shards import Member, members
 from clips.sources import VIDEO_SUFFIXES
+from clips.synthetic import encode, numbered_frames
 from odd_videos import video
 
 BACKENDS = ("pyav", *(["decord"] if importlib.util.find_spec("decord") else []))
 H264, VP9 = video("h264 with B-frames"), video("vp9")
+NUMBERED = encode(numbered_frames(40, width=64, height=48))
 
 
 def write(path: Path, files: dict[str, bytes], **options: Any) -> Path:
@@ -176,3 +184,83 @@ def test_a_shard_in_a_bucket_is_listed_without_reading_its_videos(s3: Any, tmp_p
     row = examine(a, root="s3://videos/set")
     assert isinstance(row, dict)
     assert (row["codec"], row["offset"], row["label"]) == ("h264", a.offset, "1")
+
+
+# --- through the decoding process ------------------------------------------------------------
+
+
+def row_of(entry: Entry, root: str, folder: Path) -> Video:
+    row = examine(entry, root=root)
+    assert isinstance(row, dict)
+    return Manifest.build([row], root=root).local_table(str(folder)).video(0)
+
+
+@pytest.mark.parametrize("whole_bytes", [WHOLE_BYTES, 0])
+def test_a_member_is_taken_like_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole_bytes: int
+) -> None:
+    monkeypatch.setattr("clips.decode.source.WHOLE_BYTES", whole_bytes)  # 0: read by ranges
+    write(tmp_path / "d" / "s.tar", {"a.mp4": NUMBERED, "b.mp4": H264})
+    for entry, data in zip(find_videos(f"{tmp_path}/d").entries, (NUMBERED, H264), strict=True):
+        member = row_of(entry, f"{tmp_path}/d", tmp_path / entry.video_id.replace("/", "-"))
+        take = Take(member, ClipConfig(), 8, 32, seeds=(1, 2))
+        np.testing.assert_array_equal(take_clips(take), finish(take, read_crops(take, data)))
+
+
+def test_a_member_in_a_bucket_is_taken_by_its_range_and_kept_in_the_cache(
+    s3: Any, tmp_path: Path
+) -> None:
+    path = write(tmp_path / "s.tar", {"z.mp4": bytes(3_000_000), "a.mp4": NUMBERED})
+    s3.buckets["videos"]["s.tar"] = path.read_bytes()
+    entry = find_videos("s3://videos").entries[0]
+    member = row_of(entry, "s3://videos", tmp_path / "tables")
+    assert member.etag is not None
+    take = Take(member, ClipConfig(), 8, 32, seeds=(1, 2))
+    expected = finish(take, read_crops(take, NUMBERED))
+    s3.requests.clear()
+    s3.headers.clear()
+    assert np.array_equal(take_clips(take), expected)
+    assert s3.requests == ["GET /videos/s.tar"]
+    end = (member.offset or 0) + len(NUMBERED) - 1
+    assert s3.headers[0]["range"] == f"bytes={member.offset}-{end}"
+    cache = Cache(str(tmp_path / "cache"), 1 << 20)
+    for _ in range(3):
+        assert np.array_equal(take_clips(take, cache=cache), expected)
+    assert len(s3.requests) == 2
+    rewritten = replace(take, video=replace(member, etag="of another shard"))
+    assert np.array_equal(take_clips(rewritten, cache=cache), expected)
+    assert len(s3.requests) == 3
+
+
+def test_a_large_member_in_a_bucket_is_read_by_ranges_in_the_decoding_process(
+    s3: Any, tmp_path: Path
+) -> None:
+    path = write(tmp_path / "s.tar", {"z.mp4": bytes(3_000_000), "a.mp4": NUMBERED})
+    s3.buckets["videos"]["s.tar"] = path.read_bytes()
+    offset = listed(path)[1].offset
+    s3.requests.clear()
+    script = (
+        "import sys\n"
+        "from clips import ClipConfig, Video\n"
+        "from clips.decode import source\n"
+        "from clips.disposable import take_clips\n"
+        "from clips.load import Take\n"
+        "source.WHOLE_BYTES = 0\n"
+        "size, offset = map(int, sys.argv[1:])\n"
+        "uri = 's3://videos/s.tar/a.mp4'\n"
+        "video = Video(uri, 'v', 0, size, None, (), *[None] * 7, offset=offset)\n"
+        "config = ClipConfig(stride=1, crop='centre')\n"
+        "clips = take_clips(Take(video, config, 4, 48, seeds=(1,)))\n"
+        "sys.stdout.buffer.write(clips.tobytes())\n"
+    )
+    taken = subprocess.run(  # a process of its own: the server of this one's decoders knows no `s3`
+        [sys.executable, "-c", script, str(len(NUMBERED)), str(offset)],
+        stdout=subprocess.PIPE,
+        check=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
+    )
+    video = Video("", "v", 0, 0, None, (), *[None] * 7)
+    take = Take(video, ClipConfig(stride=1, crop="centre"), 4, 48, seeds=(1,))
+    (expected,) = read_crops(take, NUMBERED)
+    assert taken.stdout == expected.tobytes()
+    assert set(s3.requests) == {"GET /videos/s.tar"}
