@@ -18,11 +18,12 @@ from clips.transcode import Encoder, signature, transcode
 DECODE = DecodeConfig(seconds=60.0)
 COUNT, GROUP = 100, 24
 SOURCE = encode(numbered_frames(COUNT, width=96, height=64), Encoding(gop=250))
-MARK = signature(1, None, Encoder())
+MADE_OF = signature(1, None, Encoder())
+MARK = json.dumps(MADE_OF)
 
 
 def copy_of(data: bytes) -> bytes:
-    return transcode(data, encoder=Encoder(gop=GROUP), comment=MARK, decode=DECODE).data
+    return transcode(data, encoder=Encoder(gop=GROUP), made_of=MADE_OF, decode=DECODE).data
 
 
 COPY = copy_of(SOURCE)
