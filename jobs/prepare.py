@@ -7,8 +7,7 @@ same command goes on where it stopped, and later looks only at what is new or ha
     python jobs/prepare.py videos/train manifest=train.parquet labels=folders split=0.05
 """
 
-from clips import storage
-from clips.pipeline import PrepareConfig, ScanStopped, compare, find, prepare
+from clips.pipeline import PrepareConfig, ScanStopped, compare, find, look_inside, settle
 from tubelet import cluster, config, file_jobs, terminal
 
 _USAGE = (
@@ -22,37 +21,27 @@ def main(arguments: list[str]) -> int:
     named = file_jobs.name_source(arguments, what="SOURCE", usage=_USAGE)
     recipe = config.from_command_line(PrepareConfig, named, needs_recipe=False)
     with terminal.console_and_log(file_jobs.log_file("prepare")):
-        with terminal.progress("list", None, unit="files") as bar:
-            found = find(recipe, progress=bar.update)
-        plan = compare(recipe, found)
+        with file_jobs.counting("list", None, unit="files") as show:
+            found = find(recipe, progress=show)
+        with file_jobs.counting("compare", len(found), unit="videos") as show:
+            plan = compare(recipe, found, progress=show)
         if plan.known or plan.resumed:
-            terminal.say(
-                f"{plan.videos} videos: {plan.known} are known and unchanged, {plan.resumed} were looked at by the "
-                f"scan that was interrupted, {len(plan.todo)} are to be looked at"
-            )
+            terminal.say(plan.summary())
         total = len(plan.todo)
         if total:
             cluster.connect(trainer_cpus=0)
-        try:
-            with file_jobs.progress("probe", total, unit="files", kept="kept") as show:
-                prepared = prepare(recipe, plan=plan, progress=show)
-        except ScanStopped as error:
-            terminal.complain(f"error: {error}")
-            return config.STOPPED
+            try:
+                with file_jobs.progress("probe", total, unit="files", kept="kept") as show:
+                    look_inside(recipe, plan, progress=show)
+            except ScanStopped as error:
+                terminal.complain(f"error: {error}")
+                return config.STOPPED
+        with file_jobs.counting("write", len(found), unit="videos") as show:
+            prepared = settle(recipe, plan, progress=show)
         file_jobs.show_rejected(
             prepared.first_rejected, prepared.rejected_uri, reasons=prepared.reasons
         )
-        if prepared.before:
-            terminal.say(
-                f"beside the manifest before: {prepared.new} videos are new, {prepared.changed} have changed, "
-                f"{prepared.removed} are gone, {prepared.unchanged} are as they were"
-            )
-        rows = f" ({prepared.rows} rows)" if prepared.rows != prepared.videos else ""
-        terminal.say(
-            f"{prepared.videos} videos{rows} accepted, {sum(prepared.reasons.values())} rejected, "
-            f"{len(prepared.classes)} classes: {storage.redact(recipe.manifest)} "
-            f"(hash {prepared.hash[:12]})"
-        )
+        terminal.say(prepared.summary())
     return config.DONE
 
 

@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,6 +10,7 @@ import hypothesis
 import pytest
 
 if TYPE_CHECKING:
+    from ceph import Gateway
     from whole_path import WholePath
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -22,6 +23,7 @@ hypothesis.settings.register_profile("shared machine", deadline=None)  # load is
 hypothesis.settings.load_profile("shared machine")
 
 PARTS = {  # what a test may need of the system: programs, any of which will do
+    "ceph": ("radosgw",),
     "chromium": ("chromium", "chromium-browser", "google-chrome"),
     "ffmpeg": ("ffmpeg",),
 }
@@ -61,3 +63,31 @@ def require() -> Callable[[str], str]:
         pytest.skip(reason)
 
     return require
+
+
+@pytest.fixture(scope="session")
+def ceph(
+    require: Callable[[str], str], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator["Gateway"]:
+    """A real S3 server on loopback, once a session; its `environment` leads other processes to it."""
+    require("ceph")
+    from ceph import running
+
+    with running(tmp_path_factory.mktemp("ceph")) as gateway:
+        yield gateway
+
+
+@pytest.fixture
+def object_store(ceph: "Gateway", monkeypatch: pytest.MonkeyPatch) -> Iterator["Gateway"]:
+    """The S3 server, and this process's environment that leads to it; it may be killed."""
+    from clips import storage
+
+    for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL_S3", "AWS_REQUEST_PAYER"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in ceph.environment.items():
+        monkeypatch.setenv(name, value)
+    storage.forget_clients("s3")
+    yield ceph
+    if not ceph.runs:
+        ceph.start()
+    storage.forget_clients("s3")

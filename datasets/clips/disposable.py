@@ -12,6 +12,7 @@ Cost: 0.2 ms a video, and one copy of its crops, which travel in memory that bot
 10 ms of CPU a clip). A new process takes 0.1 s, since it is forked from one that has imported the decoder already.
 """
 
+import atexit
 import contextlib
 import ctypes
 import faulthandler
@@ -33,8 +34,12 @@ from typing import Any, TypeVar
 import numpy as np
 import pebble
 
+from clips import storage
+from clips.cache import Cache
 from clips.decode import HARMFUL, DecodeConfig, DecodeError
+from clips.decode.source import with_local_copy
 from clips.load import Take, finish, read_crops
+from clips.storage.traffic import count
 
 _TRIES = 2
 _ORPHAN_SECONDS = 60.0  # beyond the limit, a process whose parent has died with it ends itself
@@ -47,18 +52,23 @@ Put = tuple[Shapes, list[np.ndarray] | None]
 """The shapes of what lies on the shelf, or where that had no room, the arrays themselves."""
 
 
-def take_clips(take: Take, source: str | bytes | None = None) -> np.ndarray:
+def take_clips(take: Take, *, cache: Cache | None = None) -> np.ndarray:
     """Return the clips of a take, uint8 [R or V, T, S, S, 3], read by this process's decoding process.
 
     Args:
         take: Which clips.
-        source: Where the video's bytes are, if not at its own address.
+        cache: The node's cache of remote videos.
 
     Raises:
         DecodeError: The video cannot be decoded; `crashed`, `timeout` or `memory` after two processes.
         StorageError: The storage cannot be reached: not the fault of the file.
     """
-    return _decoder(os.getpid()).take(take, source)
+    video = take.video
+
+    def read(source: str | bytes) -> np.ndarray:
+        return _decoder(os.getpid()).take(take, source)
+
+    return with_local_copy(read, video.uri, size=video.size, cache=cache)
 
 
 def call(function: Callable[..., T], *arguments: Any, decode: DecodeConfig) -> T:
@@ -74,7 +84,9 @@ def call(function: Callable[..., T], *arguments: Any, decode: DecodeConfig) -> T
 @functools.lru_cache(maxsize=1)
 def _decoder(process: int) -> "Decoder":
     """The one of this process; another process (forked from it) gets its own."""
-    return Decoder()
+    decoder = Decoder()
+    atexit.register(decoder.close)
+    return decoder
 
 
 class Decoder:
@@ -85,19 +97,36 @@ class Decoder:
         self._pool: pebble.ProcessPool | None = None
         self._memory = 0
 
-    def take(self, take: Take, source: str | bytes | None) -> np.ndarray:
-        """Return the clips of a take; see `take_clips`."""
-        shapes, crops = self.call(_put, take, source, self._shelf.path, decode=take.decode)
+    def take(self, take: Take, source: str | bytes) -> np.ndarray:
+        """Return the clips of a take from what `local_copy` gave; see `take_clips`."""
+        by_ranges = isinstance(source, str) and not storage.is_local(source)
+        shapes, crops = self.call(
+            _put,
+            take,
+            source,
+            self._shelf.path,
+            decode=take.decode,
+            waits_s=storage.current_patience() if by_ranges else 0.0,
+        )
         clips = finish(take, self._shelf.arrays(shapes) if crops is None else crops)
         # A crop that needed no resizing is still on the shelf, where the next video goes.
         return clips.copy() if self._shelf.holds(clips) else clips
 
-    def call(self, function: Callable[..., T], *arguments: Any, decode: DecodeConfig) -> T:
-        """Return what `function` gives in the decoding process, within the limits of `decode`; see `call`."""
+    def call(
+        self,
+        function: Callable[..., T],
+        *arguments: Any,
+        decode: DecodeConfig,
+        waits_s: float = 0.0,
+    ) -> T:
+        """Return what `function` gives in the decoding process, within the limits of `decode`; see `call`.
+
+        `waits_s` is time that it may spend waiting for storage, beyond its limit.
+        """
         failure: DecodeError | None = None
         for _ in range(_TRIES):
             try:
-                return self._call_once(function, arguments, decode)
+                return self._call_once(function, arguments, decode, waits_s)
             except DecodeError as error:
                 if error.kind not in HARMFUL:
                     raise
@@ -106,21 +135,30 @@ class Decoder:
         raise DecodeError(failure.kind, f"{failure.message}, {_TRIES} times", stage=failure.stage)
 
     def close(self) -> None:
-        """End the process."""
+        """End the process and return the memory."""
+        self._stop()
+        self._shelf.close()
+
+    def _stop(self) -> None:
         if self._pool is not None:
             self._pool.stop()
             self._pool.join()
             self._pool = None
-        self._shelf.close()
 
     def _call_once(
-        self, function: Callable[..., T], arguments: tuple[Any, ...], decode: DecodeConfig
+        self,
+        function: Callable[..., T],
+        arguments: tuple[Any, ...],
+        decode: DecodeConfig,
+        waits_s: float,
     ) -> T:
-        limit = decode.wall_seconds
+        limit = decode.wall_seconds + waits_s
         pool = self._process(decode.memory_bytes)
-        future = pool.schedule(_watched, (limit, function, *arguments), timeout=limit)
+        future = pool.schedule(_watched, (limit, waits_s, function, *arguments), timeout=limit)
         try:
-            return future.result()
+            result, read = future.result()
+            count(read)
+            return result
         except Late:
             raise DecodeError(
                 "timeout", f"not decoded within {limit:g} s", stage="process"
@@ -132,8 +170,8 @@ class Decoder:
             raise DecodeError("crashed", f"its decoder {_ended(code)}", stage="process") from None
 
     def _process(self, memory: int) -> pebble.ProcessPool:
-        if self._pool is not None and self._memory != memory:
-            self.close()
+        if self._memory != memory:
+            self._stop()
         if self._pool is None or not self._pool.active:
             context = _Context()
             context.set_forkserver_preload(_FORK_SERVER_KNOWS)
@@ -183,8 +221,9 @@ class _Shelf:
         return self._memory is not None and np.may_share_memory(array, self._memory)
 
     def close(self) -> None:
-        """Forget what is there."""
+        """Return the memory."""
         self._memory = None
+        self._file.close()
 
 
 def _mapped(file: int, size: int) -> np.ndarray:
@@ -216,15 +255,19 @@ def _restrict(memory: int) -> None:
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
-def _watched(limit: float, function: Callable[..., T], *arguments: Any) -> T:
+def _watched(
+    limit: float, waits_s: float, function: Callable[..., T], *arguments: Any
+) -> tuple[T, storage.Traffic]:
     faulthandler.dump_traceback_later(limit + _ORPHAN_SECONDS, exit=True)
+    before = storage.traffic()
     try:
-        return function(*arguments)
+        with storage.patience(waits_s or storage.current_patience()):
+            return function(*arguments), storage.traffic().since(before)
     finally:
         faulthandler.cancel_dump_traceback_later()
 
 
-def _put(take: Take, source: str | bytes | None, shelf: str) -> Put:
+def _put(take: Take, source: str | bytes, shelf: str) -> Put:
     """Read the crops and put them on the shelf."""
     crops = read_crops(take, source)
     try:

@@ -65,7 +65,7 @@ class Result(NamedTuple):
     listed: str | None
     """The store's, by which a change is seen without reading the video."""
     found: tuple[Any, ...] | None
-    """The probe's columns (`PROBED`); None when rejected."""
+    """The probe's columns (`PROBED`); None when rejected, or not all known."""
     reason: str | None
     message: str | None
     recent: bool
@@ -155,7 +155,7 @@ def _accepted(file: ManifestFile, *, same_root: bool) -> Iterator[Result]:
         for video_id, size, etag, *found in rows_of(table):
             if video_id != last:  # spans of one video
                 last = video_id
-                columns = tuple(found)
+                columns = None if None in found else tuple(found)  # of another tool, or version
                 yield Result(video_id, size, etag, etag, columns, None, None, False, same_root)
 
 
@@ -246,6 +246,8 @@ class Parts:
         """Return what the parts say, those of a scan that was asked for less left out."""
         rows = SortedRows(_RESULTS)
         for name in storage.list_names(self.folder):
+            if not name.endswith(".parquet"):
+                continue  # half written by a process that was killed
             table = pq.read_table(pa.BufferReader(storage.read_bytes(f"{self.folder}/{name}")))
             about = json.loads((table.schema.metadata or {}).get(b"tubelet.part", b"{}"))
             if about | self._kind != about or about["asked"] < self._asked == 2:
@@ -310,17 +312,20 @@ def side_by_side(
     entries: Iterable[tuple[Entry, str | None, str | None]], results: Iterable[Result]
 ) -> Iterator[tuple[Sequence[tuple[Entry, str | None, str | None]], Sequence[Result]]]:
     """Yield for each video its entries (none: it is gone) and what is known of it; both come sorted by video."""
-    left = itertools.groupby(entries, key=lambda item: item[0].video_id)
-    right = itertools.groupby(results, key=lambda result: result.video_id)
-    nothing: tuple[str | None, Iterable[Any]] = (None, ())
-    entry_id, entry_group = next(left, nothing)
-    result_id, result_group = next(right, nothing)
-    while entry_id is not None or result_id is not None:
-        first = min(name for name in (entry_id, result_id) if name is not None)
-        here = list(entry_group) if entry_id == first else []
-        known = list(result_group) if result_id == first else []
+    entries, results = iter(entries), iter(results)
+    item, result = next(entries, None), next(results, None)
+    while item is not None or result is not None:
+        if result is None or (item is not None and item[0].video_id <= result.video_id):
+            assert item is not None
+            video_id = item[0].video_id
+        else:
+            video_id = result.video_id
+        here: list[tuple[Entry, str | None, str | None]] = []
+        known: list[Result] = []
+        while item is not None and item[0].video_id == video_id:
+            here.append(item)
+            item = next(entries, None)
+        while result is not None and result.video_id == video_id:
+            known.append(result)
+            result = next(results, None)
         yield here, known
-        if entry_id == first:
-            entry_id, entry_group = next(left, nothing)
-        if result_id == first:
-            result_id, result_group = next(right, nothing)

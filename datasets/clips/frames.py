@@ -8,15 +8,17 @@ import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
+from clips import storage
 from clips.decode.series import is_picture
-from clips.file_info import files_below
 from clips.storage import FileInfo, StorageError
 
 
 def folder_at(place: str) -> "Folder | None":
     """Return size and etag of the folder of pictures at a place; None where there is none."""
     try:
-        files = [f for f in files_below(place) if "/" not in f.path and is_picture(f.path)]
+        files = [
+            f for f in storage.iterate_files(place) if "/" not in f.path and is_picture(f.path)
+        ]
     except StorageError as error:
         if error.kind != "missing":
             raise

@@ -102,7 +102,8 @@ def probe(
 
 def probe_opened(reader: "PyavReader") -> Probe:
     """Look inside a video that is open already; see `probe`."""
-    proof = np.array([0, reader.frames // 2])
+    frames = len(reader.times_s)  # lists the packets of a copy too: its index may promise more
+    proof = np.array([0, frames // 2])
     (pictures,) = reader.read([proof])
     info = reader.info
     return Probe(
@@ -157,6 +158,10 @@ def examine(
         if error.kind == "io":
             return _unreadable(entry, error.message, root=root)
         return Rejected(entry.video_id, error.kind, error.message)
+    except storage.StorageError as error:
+        if error.kind == "denied" and uri.startswith(("http://", "https://")):
+            return Rejected(entry.video_id, "denied", str(error))  # a web server's word on one file
+        raise
     if found.frames < 2:
         return Rejected(entry.video_id, "one_frame", "it holds a single frame: nothing moves")
     if entry.frames not in (None, found.frames):

@@ -50,15 +50,21 @@ __all__ = [
     "Transcoded",
     "compare",
     "find",
+    "look_inside",
     "prepare",
+    "settle",
     "transcode",
 ]
 
 _log = logging.getLogger(__name__)
 
 _LARGEST_BATCH = 32
-_GRACE_SECONDS = 5.0  # beyond the decoder's own limit, before the process is ended
 
+_ENDED = (
+    ray.exceptions.WorkerCrashedError,
+    ray.exceptions.OutOfMemoryError,
+    ray.exceptions.NodeDiedError,
+)
 Result = Any  # a row or why there is none; of a shard, a list of them
 Item = Entry | Recheck | Shard
 Work = Callable[[Any], Result]
@@ -120,7 +126,6 @@ def prepare(
     config: PrepareConfig,
     *,
     found: Found | None = None,
-    plan: Plan | None = None,
     progress: Callable[[Progress], None] | None = None,
     examine: Examine = examine,
 ) -> Prepared:
@@ -129,8 +134,7 @@ def prepare(
     Args:
         config: Source, target, and labels.
         found: What `find` gave for this configuration, if it was called already.
-        plan: What `compare` gave, if it was called already; with nothing to do, Ray is not needed.
-        progress: Called after every batch.
+        progress: Called after every batch of videos that were looked at.
         examine: The probe of one entry; replaceable, so that tests can inject faults.
 
     Raises:
@@ -138,10 +142,20 @@ def prepare(
             at all.
         ScanStopped: The storage has failed in the middle; the same call goes on from there.
     """
-    if plan is None:
-        plan = compare(config, find(config) if found is None else found)
-    look(config, plan, spread=spread, examine=examine, progress=progress)
+    plan = compare(config, find(config) if found is None else found)
+    look_inside(config, plan, progress=progress, examine=examine)
     return settle(config, plan)
+
+
+def look_inside(
+    config: PrepareConfig,
+    plan: Plan,
+    *,
+    progress: Callable[[Progress], None] | None = None,
+    examine: Examine = examine,
+) -> None:
+    """Do what a plan says is to be done, on Ray, which is not needed for nothing; see `preparation.look`."""
+    look(config, plan, spread=spread, examine=examine, progress=progress)
 
 
 def transcode(
@@ -249,7 +263,7 @@ def spread(
         items: Taken as they are needed: any number.
         work: What a worker does with one.
         total: How many items there are.
-        seconds: How long the work on an item may take by its own account; five more, and its process is ended.
+        seconds: How long the work on an item may take before its process is ended.
 
     Raises:
         StorageError: As the work raised it.
@@ -264,7 +278,7 @@ def spread(
             batch = [singly.popleft()] if singly else list(itertools.islice(coming, size))
             if not batch:
                 break
-            limits = [seconds(item) + _GRACE_SECONDS for item in batch]
+            limits = [seconds(item) for item in batch]
             running[_work_on.remote(batch, limits, work)] = batch
         if not running:
             return
@@ -272,10 +286,9 @@ def spread(
         batch = running.pop(ready)
         try:
             yield list(zip(batch, ray.get(ready), strict=True))
-        except ray.exceptions.WorkerCrashedError:
+        except _ENDED:
             if len(batch) == 1:
-                limit = seconds(batch[0]) + _GRACE_SECONDS
-                message = f"it ended the process, or took over {limit:g} s"
+                message = f"it ended the process, or took over {seconds(batch[0]):g} s"
                 name = _entry(batch[0]).video_id
                 yield [(batch[0], Rejected(name, "crashed", message))]
             else:

@@ -16,7 +16,7 @@ import json
 import os
 import uuid
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
@@ -37,12 +37,11 @@ from clips.earlier import (
 )
 from clips.ingest import Entry, Examine, Recheck, Rejected, examine_content
 from clips.sorting import SortedRows
-from clips.sources import ENTRIES, Count, Found, Labels, entries_in, find_videos
+from clips.sources import ENTRIES, Count, Found, Labels, counted, entries_in, find_videos
 from clips.storage import StorageError
 
-_READ_BYTES_S = (
-    5e6  # slower than any store: a hash may take size / this, on top of the probe's limit
-)
+_READ_BYTES_S = 1e6  # slower than a store that works
+_SILENCE_S = 60.0  # of a store, which then says itself that it fails
 
 
 @dataclass(frozen=True)
@@ -122,6 +121,13 @@ class Plan:
         """Videos that need no look: nothing has changed since the last manifest."""
         return self.videos - self.resumed - len(self.todo)
 
+    def summary(self) -> str:
+        """What there is and what is left to do, in a line for people."""
+        parts = [f"{self.known} known and unchanged"] if self.known else []
+        if self.resumed:
+            parts.append(f"{self.resumed} done by the scan that was interrupted")
+        return f"{self.videos} videos: {', '.join([*parts, f'{len(self.todo)} to look at'])}"
+
 
 class ScanStopped(StorageError):
     """A storage that failed in the middle of the work; what was done is kept."""
@@ -173,19 +179,25 @@ def _check_folder(path: str) -> None:
 _TODO = pa.schema([*(ENTRIES.field(name) for name in ENTRIES.names[:-2]), ("known", pa.string())])
 
 
-def compare(config: PrepareConfig, found: Found) -> Plan:
-    """Return which videos have to be looked at."""
+def compare(config: PrepareConfig, found: Found, *, progress: Count | None = None) -> Plan:
+    """Return which videos have to be looked at.
+
+    Args:
+        config: Source and target.
+        found: What `find` gave.
+        progress: Called with the number of videos, after every ten thousand.
+    """
     todo = SortedRows(_TODO)
     videos = resumed = 0
-    for entries, results in known_of(config, found):
+    for entries, results in counted(known_of(config, found), progress):
         if not entries or entries[0][1] is not None:
             continue
         videos += 1
-        entry = _whole(entries[0][0])
+        entry = entries[0][0]
         held = holding(config, entry, results)
         if held is None:
             known = _seen(results) if config.content_hash and not config.fresh else None
-            todo.append((*(getattr(entry, name) for name in _TODO.names[:-1]), known))
+            todo.append((*_of_the_video(entry), known))
         else:
             resumed += held.recent
     return Plan(found, todo, videos, resumed)
@@ -205,16 +217,15 @@ def parts_of(config: PrepareConfig, found: Found) -> Parts:
     return Parts(config.manifest, root=found.root, asked=asked, by_content=config.content_hash)
 
 
-def _whole(entry: Entry) -> Entry:
-    """The video of a row: without what the source says of its label, split, and span."""
-    nothing = {"label": None, "split": None, "start_s": None, "end_s": None}
-    return Entry(**{**asdict(entry), **nothing})
+def _of_the_video(entry: Entry) -> Iterator[Any]:
+    """The values of an entry that are the video's: not what the source says of label, split, and span."""
+    return (None if name in _SAID else value for name, value in vars(entry).items())
 
 
 def holding(config: PrepareConfig, entry: Entry, results: Iterable[Result]) -> Result | None:
     """Return the result that makes a look unnecessary."""
     for result in results:
-        if not result.is_of(entry):
+        if not result.is_of(entry) or (result.found is None and result.reason is None):
             continue
         if result.recent:
             return result
@@ -228,9 +239,13 @@ def holding(config: PrepareConfig, entry: Entry, results: Iterable[Result]) -> R
 def _seen(results: Iterable[Result]) -> str | None:
     """The last result with a hash of the content, as JSON."""
     for result in results:
-        if (result.etag or "").startswith("blake2b:"):
+        told = result.found is not None or result.reason is not None
+        if told and (result.etag or "").startswith("blake2b:"):
             return json.dumps([result.etag, result.found, result.reason, result.message])
     return None
+
+
+_SAID = ("label", "split", "start_s", "end_s")
 
 
 # --- looking ---------------------------------------------------------------------------------
@@ -270,7 +285,10 @@ def look(
     kept = rejected = 0
     try:
         for pairs in spread(
-            _items(config, plan), work, total=len(plan.todo), seconds=_limit(config)
+            _items(config, plan),
+            work,
+            total=len(plan.todo),
+            seconds=_limit(config, plan.found.root),
         ):
             results = [result_of(_entry(item), result) for item, result in pairs]
             rejected += sum(result.found is None for result in results)
@@ -309,11 +327,13 @@ def _entry(item: Item) -> Entry:
     return item if isinstance(item, Entry) else item.entry
 
 
-def _limit(config: PrepareConfig) -> Callable[[Item], float]:
-    """Seconds that a look at one item may take."""
+def _limit(config: PrepareConfig, root: str) -> Callable[[Item], float]:
+    """Seconds that a look at one item may take: a slow store must not pass for a video that hangs."""
 
     def limit(item: Item) -> float:
-        reading = _entry(item).size / _READ_BYTES_S if config.content_hash else 0.0
-        return config.decode.seconds + reading
+        entry = _entry(item)
+        remote = not storage.is_local(storage.join(root, entry.video_id))
+        reading = entry.size / _READ_BYTES_S if remote or config.content_hash else 0.0
+        return config.decode.wall_seconds + reading + (_SILENCE_S if remote else 0.0)
 
     return limit

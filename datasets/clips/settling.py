@@ -15,7 +15,6 @@ from clips.earlier import (
     OF_THE_MOMENT,
     PROBED,
     Result,
-    manifest_before,
     read_rejected,
     rejected_place,
     write_rejected,
@@ -25,6 +24,7 @@ from clips.manifest import SCHEMA, Manifest, held_out
 from clips.manifest_file import read_manifest
 from clips.manifest_writer import ManifestWriter
 from clips.preparation import Plan, PrepareConfig, holding, known_of, parts_of
+from clips.sources import Count, Found, counted
 from clips.spans import Cutting, cut
 
 _SHOWN = 20
@@ -55,6 +55,20 @@ class Prepared:
     removed: int
     """Videos, rejected ones included, beside what the manifest and the rejected files at this place said before."""
 
+    def summary(self) -> str:
+        """What came of it, in one or two lines for people."""
+        rows = f" ({self.rows} rows)" if self.rows != self.videos else ""
+        text = (
+            f"{self.videos} videos{rows} accepted, {sum(self.reasons.values())} rejected, {len(self.classes)} classes: "
+            f"{storage.redact(self.uri)} (hash {self.hash[:12]})"
+        )
+        if not self.before:
+            return text
+        return (
+            f"compared with the manifest before: {self.new} new, {self.changed} changed, {self.removed} gone, "
+            f"{self.unchanged} unchanged\n{text}"
+        )
+
     @functools.cached_property
     def manifest(self) -> Manifest:
         """The whole manifest, read into memory."""
@@ -66,16 +80,22 @@ class Prepared:
         return tuple(read_rejected(self.rejected_uri))
 
 
-def settle(config: PrepareConfig, plan: Plan) -> Prepared:
+def settle(config: PrepareConfig, plan: Plan, *, progress: Count | None = None) -> Prepared:
     """Write the manifest and the list of rejected files from what is known now of every video.
+
+    Args:
+        config: Source and target.
+        plan: Of which all is done.
+        progress: Called with the number of videos, after every ten thousand.
 
     Raises:
         ValueError: Two rows are the same, or there is no usable video at all; an earlier manifest then stays.
     """
     rejected_uri = rejected_place(config.manifest)
-    before = manifest_before(config.manifest, fresh=config.fresh) is not None
-    settled = _Settled(config)
-    write_rejected(settled.walk(known_of(config, plan.found)), rejected_uri)
+    before = storage.exists(config.manifest)
+    settled = _Settled(config, plan.found)
+    known = counted(known_of(config, plan.found), progress)
+    write_rejected(settled.walk(known), rejected_uri)
     reasons = dict(settled.reasons.most_common())
     parts = parts_of(config, plan.found)
     if not len(settled.writer):
@@ -105,8 +125,8 @@ def settle(config: PrepareConfig, plan: Plan) -> Prepared:
 class _Settled:
     """Turns entries and results into rows, and counts."""
 
-    def __init__(self, config: PrepareConfig) -> None:
-        self._config = config
+    def __init__(self, config: PrepareConfig, found: Found) -> None:
+        self._config, self._found = config, found
         self._cutting = Cutting(config.clips_per_minute, config.clip_frames)
         self.writer = ManifestWriter()
         self.accepted = 0
@@ -135,7 +155,11 @@ class _Settled:
             yield Rejected(entry.video_id, reason, message), None
             return
         result = holding(self._config, entry, results)
-        assert result is not None, f"{entry.video_id} was not looked at"
+        if result is None:
+            raise ValueError(
+                f"{parts_of(self._config, self._found).folder} no longer has what this scan has found: does another "
+                "scan write the same manifest? Give the same command again when that has ended"
+            )
         self.counts[_fate(result, earlier)] += 1
         if result.found is None:
             assert result.reason is not None

@@ -17,19 +17,18 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, fields, replace
 from operator import attrgetter
-from typing import Any, Literal
+from typing import Literal, TypeVar
 
 import pyarrow as pa
 
 from clips import frames, shards, storage
 from clips.addresses import refuse_secrets
-from clips.file_info import files_below, is_folder, is_web, look_up
 from clips.ingest import Entry, Rejected
 from clips.lists import Mistakes, read_list
-from clips.lookahead import in_turn
+from clips.lookups import files_below, in_turn, is_folder, looked_up
 from clips.manifest import SCHEMA
 from clips.sorting import SortedRows
-from clips.storage import FileInfo, StorageError
+from clips.storage import FileInfo
 
 VIDEO_SUFFIXES = (
     *(".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".m2ts"),
@@ -38,6 +37,7 @@ VIDEO_SUFFIXES = (
 LIST_SUFFIXES = (".csv", ".txt", ".list")
 Labels = Literal["none", "folders"]
 Count = Callable[[int], None]
+T = TypeVar("T")
 
 _SPLITS = {
     "train": "train",
@@ -128,9 +128,7 @@ def find_videos(
         )
     if suffix in (*VIDEO_SUFFIXES, shards.SUFFIX) and not is_folder(source):
         folder, _, name = source.rpartition("/")
-        info = look_up(source)
-        if info is None:
-            raise ValueError(f"there is nothing at {_shown(source)}; check the spelling")
+        info = storage.stat(source)
         file = FileInfo(name, info.size, info.etag)
         return _gathered(folder, entries_of(file, source=folder, labels="none"))
     return _from_folder(source, labels=labels, progress=progress)
@@ -202,7 +200,7 @@ def _from_folder(source: str, *, labels: Labels, progress: Count | None) -> Foun
     others = 0
 
     def seen() -> Iterator[FileInfo]:
-        for file in _told(files_below(source), progress):
+        for file in counted(files_below(source), progress):
             parts = file.path.split("/")
             if not any(part.startswith(".") or part == "__MACOSX" for part in parts):
                 yield file
@@ -240,11 +238,12 @@ def _folder_label(folders: list[str], *, source: str, path: str) -> tuple[str | 
     return split, below[0]
 
 
-def _told(files: Iterable[Any], progress: Count | None) -> Iterator[Any]:
-    for number, file in enumerate(files, 1):
+def counted(items: Iterable[T], progress: Count | None) -> Iterator[T]:
+    """Yield the items, and tell `progress` how many there were after every ten thousand."""
+    for number, item in enumerate(items, 1):
         if progress is not None and number % _TOLD_EVERY == 0:
             progress(number)
-        yield file
+        yield item
 
 
 # --- lists -----------------------------------------------------------------------------------
@@ -274,8 +273,12 @@ def _from_list(source: str, *, root: str | None, progress: Count | None) -> Foun
     there = 0
     groups = itertools.groupby(listed.rows(), key=lambda row: row[0])
     paths, groups = itertools.tee((path, list(group)) for path, group in groups)
-    found = _looked_up(((path, group[0][5] is not None) for path, group in paths), base)
-    for (path, group), (info, reason, message) in zip(groups, _told(found, progress), strict=True):
+    found = looked_up(
+        ((path, group[0][5] is not None) for path, group in paths), base, count=len(listed)
+    )
+    for (path, group), (info, reason, message) in zip(
+        groups, counted(found, progress), strict=True
+    ):
         there += reason is None
         size, etag = (info.size, info.etag) if info else (None, None)
         container = "frames" if isinstance(info, frames.Folder) else None
@@ -309,80 +312,6 @@ def common_folder(first: str, last: str) -> str:
     same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(*shared, strict=False))
     base = "/".join(part for part, _ in same)
     return "" if base.endswith(":/") or base.endswith(":") else base
-
-
-_Looked = tuple[FileInfo | None, str | None, str | None]
-"""What is at a place, or None and why: reason and message."""
-
-
-def _looked_up(wanted: Iterable[tuple[str, bool]], base: str) -> Iterator[_Looked]:
-    """Yield what is at each of the sorted places, all below `base` if there is one.
-
-    With each path comes whether it is a folder of frames.
-    """
-    listed = bool(base) and not storage.is_local(base) and not is_web(base)
-    judge = _listing_of(base) if listed else _judged  # a request for a thousand, not for each
-
-    def look(want: tuple[str, bool]) -> _Looked:
-        return _folder_at(want[0]) if want[1] else judge(want[0])
-
-    def is_slow(want: tuple[str, bool]) -> bool:
-        return not storage.is_local(want[0]) and (want[1] or not listed)
-
-    return in_turn(look, wanted, is_slow)
-
-
-def _listing_of(base: str) -> Callable[[str], _Looked]:
-    files = files_below(base)
-    file = next(files, None)
-
-    def find(path: str) -> _Looked:
-        nonlocal file
-        name = path[len(base) + 1 :]
-        while file is not None and file.path < name:
-            file = next(files, None)
-        if file is not None and file.path == name:
-            return _no_shard(file)
-        return _NOT_THERE
-
-    return find
-
-
-_NOT_THERE: _Looked = (None, "missing", "the list names it, but it is not there")
-
-
-def _folder_at(path: str) -> _Looked:
-    info = frames.folder_at(path)
-    if info is None:
-        return None, "missing", "the list names it, but no folder of numbered pictures is there"
-    return info, None, None
-
-
-def _no_shard(file: FileInfo) -> _Looked:
-    if file.path.lower().endswith(shards.SUFFIX):
-        return (
-            None,
-            "unsupported",
-            "a shard in a list: name the shard, or its folder, as the source",
-        )
-    return file, None, None
-
-
-def _judged(path: str) -> _Looked:
-    try:
-        info = look_up(path)
-    except StorageError as error:
-        # A web server's refusal is about one file; a bucket's, about who asks.
-        if error.kind != "denied" or not is_web(path):
-            raise
-        return None, "denied", str(error)
-    if info is None:
-        return _NOT_THERE
-    if info.size < 0:
-        return None, "unsupported", "the server does not say how long it is"
-    if storage.is_local(path) and os.path.isdir(storage.local_path(path)):
-        return _folder_at(path)
-    return _no_shard(info)
 
 
 def _shown(place: str) -> str:

@@ -117,6 +117,7 @@ Signature = dict[str, Any]
 def signature(source_size: int, source_etag: str | None, encoder: Encoder) -> Signature:
     """Return the signature of a copy of these bytes with these settings."""
     source = {"size": source_size, "etag": source_etag}
+    # Begins with COPY_MARK of clips.decode.groups, by which a reader knows that groups are closed.
     return {"tubelet": _VERSION, "source": source, "encoder": asdict(encoder)}
 
 
@@ -218,7 +219,8 @@ def transcode(
         data = _encode(reader, encoder, comment, kept)
         times_s, frames = reader.times_s, reader.frames
     with PyavReader(data, config=decode) as copy:
-        if copy.frames != frames or np.abs(copy.times_s - times_s).max() > 1e-3:
+        copied_s = copy.times_s  # of its packets, one by one: only then are its frames counted
+        if copy.frames != frames or np.abs(copied_s - times_s).max() > 1e-3:
             raise DecodeError(
                 "corrupt", f"the copy has {copy.frames} frames of {frames}, or other times"
             )

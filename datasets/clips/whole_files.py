@@ -11,7 +11,7 @@ import uuid
 from collections.abc import Iterator
 
 from clips import storage
-from clips.storage import access
+from clips.storage.access import attempt, guard
 
 
 @contextlib.contextmanager
@@ -30,7 +30,7 @@ def whole_file(uri: str) -> Iterator[str]:
             os.makedirs(folder, exist_ok=True)
             open(draft, "xb").close()
 
-        access.guard(uri, make)
+        guard(uri, make)
         try:
             yield draft
             with open(draft, "rb") as file:
@@ -43,4 +43,4 @@ def whole_file(uri: str) -> Iterator[str]:
     with tempfile.TemporaryDirectory(prefix="clips-file-") as folder:
         draft = os.path.join(folder, "file")
         yield draft
-        access.attempt(uri, lambda fs, path: fs.put_file(draft, path))
+        attempt(uri, lambda fs, path: fs.put_file(draft, path))

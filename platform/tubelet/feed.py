@@ -44,7 +44,32 @@ class Unit:
     """Per clip: position, epoch, row, visit, copy, valid, reason, kind, stage; empty for a dummy."""
 
 
-_TRANSPORT = ("frames", "item", "attempt", "decode_s")
+@dataclass
+class Received:
+    """What a rank received in some time, held-out clips included, and what it cost."""
+
+    clips: int = 0
+    wait_s: float = 0.0
+    """Spent waiting for data."""
+    decode_s: float = 0.0
+    """Spent by the tasks that decoded, fetching included."""
+    read_bytes: float = 0.0
+    """Read from remote storage."""
+    requests: float = 0.0
+    """Made to remote storage."""
+
+    def metrics(self, elapsed_s: float) -> dict[str, float]:
+        """As MLflow has them: the share of time spent waiting, and what a clip costs."""
+        each = max(1, self.clips)
+        return {
+            "data/wait": self.wait_s / elapsed_s,
+            "data/decode_ms_per_clip": 1e3 * self.decode_s / each,
+            "data/bytes_per_clip": self.read_bytes / each,
+            "data/requests_per_clip": self.requests / each,
+        }
+
+
+_TRANSPORT = ("frames", "item", "attempt", "decode_s", "read_bytes", "requests")
 
 MaskMaker = Callable[[NDArray[np.uint64]], tuple[Tensor | None, Tensor | None]]
 """From the clips' seeds to the encoder's and the decoder's mask."""
@@ -83,10 +108,12 @@ class Feed:
         self._attempt, self._rank, self._world_size = attempt, rank, world_size
         self._device, self._make_masks = device, make_masks
         self.quarantine = quarantine
-        self.wait_s = 0.0
-        """Seconds spent waiting for data; the reader may reset it."""
-        self.decode_s = 0.0
-        """CPU-side seconds that the units received took to decode; the reader may reset it."""
+        self._received = Received()
+
+    def take_received(self) -> "Received":
+        """What came since the last call."""
+        received, self._received = self._received, Received()
+        return received
 
     @property
     def training_rounds(self) -> int:
@@ -118,7 +145,7 @@ class Feed:
     def _receive(self, expected: int) -> Unit:
         waited = time.perf_counter()
         batch = next(self._batches, None)
-        self.wait_s += time.perf_counter() - waited
+        self._received.wait_s += time.perf_counter() - waited
         if batch is None:
             raise RuntimeError(
                 f"the feed ended before item {expected}: rank {self._rank} of {self._world_size}"
@@ -129,7 +156,10 @@ class Feed:
                 f"the feed is out of order: expected item {expected} of attempt {self._attempt} with "
                 f"{self._plan.clips_per_unit} clips, got items {got[0]} of attempts {got[1]} with {got[2]}"
             )
-        self.decode_s += float(batch["decode_s"].sum())
+        self._received.clips += len(batch["item"])
+        for name in ("decode_s", "read_bytes", "requests"):
+            total = getattr(self._received, name) + float(batch[name].sum())
+            setattr(self._received, name, total)
         # Copies: the audit keeps them until the next commit, and views would pin every block in the object store.
         source = {name: batch[name].copy() for name in batch if name not in _TRANSPORT}
         seeds = clip_seeds(self._plan.ledger.seed, source, "mask")

@@ -61,6 +61,20 @@ def progress(
         yield show
 
 
+@contextlib.contextmanager
+def counting(label: str, total: int | None, *, unit: str) -> Iterator[Callable[[int], None]]:
+    """A bar that appears with the first count it is told: what takes no time leaves no line."""
+    with contextlib.ExitStack() as stack:
+        bars: list[terminal.Progress] = []
+
+        def show(done: int) -> None:
+            if not bars:
+                bars.append(stack.enter_context(terminal.progress(label, total, unit=unit)))
+            bars[0].update(done)
+
+        yield show
+
+
 def show_rejected(
     rejected: Sequence[Rejected], uri: str, *, reasons: Mapping[str, int] | None = None
 ) -> None:

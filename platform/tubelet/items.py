@@ -9,6 +9,7 @@ it from its attempt's start, or because its own process has met it.
 """
 
 import dataclasses
+import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -18,7 +19,8 @@ import numpy as np
 from annotated_types import Ge, Gt, Le, Lt
 from numpy.typing import NDArray
 
-from clips import HARMFUL, ClipConfig, DecodeConfig, DecodeError, LocalTable, MixedTable
+from clips import HARMFUL, ClipConfig, DecodeConfig, DecodeError, LocalTable, MixedTable, storage
+from clips.cache import Cache
 from clips.disposable import take_clips
 from clips.load import Take
 from tubelet.ledger import Ledger, seed64
@@ -27,6 +29,8 @@ from tubelet.timetable import Item, Timetable
 
 Batch = Mapping[str, NDArray[Any]]
 
+_PATIENCE_S = 600.0
+"""How long training waits for a storage that does not answer."""
 _NOTHING: Mapping[int, int] = {}
 _CENTRE: dict[str, Any] = {"time": "centre", "crop": "centre", "flip": False}
 """Held-out clips are the same at every evaluation."""
@@ -65,8 +69,16 @@ class DataConfig:
         default=0.05, metadata={"resume": "free"}
     )
     """Share of clips that cannot be decoded beyond which a run stops; looked at from the 200th clip on."""
+    cache_dir: str | None = field(default=None, metadata={"resume": "free"})
+    """Folder of each node that keeps remote videos, so that they are read once; null: they are read at every visit."""
+    cache_gb: Annotated[float, Gt(0)] = field(default=100.0, metadata={"resume": "free"})
+    """Most that it takes on a node; the least recently used videos make room."""
 
     def __post_init__(self) -> None:
+        if self.cache_dir is not None and not os.path.isabs(self.cache_dir):
+            raise ValueError(
+                f"data.cache_dir is {self.cache_dir!r}; it must be an absolute path, the same on every node"
+            )
         if self.manifest and self.mixture:
             raise ValueError(
                 "data.manifest and data.mixture are both set; keep one (data.mixture=[] empties the list)"
@@ -114,6 +126,8 @@ class DataPlan:
     """T of a clip."""
     size: int
     """Height and width of a clip, pixels."""
+    cache: Cache | None = None
+    """Of remote videos, on each node."""
 
     @property
     def clips_per_unit(self) -> int:
@@ -134,12 +148,15 @@ def decode_item(
         out: rows known to cost processes, with the step from which they are not tried.
     """
     number = first_item + int(batch["id"][0])
-    started = time.perf_counter()
-    clips = load_item(plan, plan.timetable.item(number), out={**out, **_met_in(attempt)})
-    count = plan.clips_per_unit
+    started, before = time.perf_counter(), storage.traffic()
+    with storage.patience(_PATIENCE_S):
+        clips = load_item(plan, plan.timetable.item(number), out={**out, **_met_in(attempt)})
+    count, read = plan.clips_per_unit, storage.traffic().since(before)
     clips["item"] = np.full(count, number)
     clips["attempt"] = np.full(count, attempt)
     clips["decode_s"] = np.full(count, (time.perf_counter() - started) / count)
+    clips["read_bytes"] = np.full(count, read.bytes_read / count)
+    clips["requests"] = np.full(count, read.requests / count)
     return clips
 
 
@@ -183,7 +200,7 @@ def load_item(plan: DataPlan, item: Item, *, out: Mapping[int, int] = _NOTHING) 
                 raise DecodeError(
                     "quarantined", "it cost decoders their processes", stage="process"
                 )
-            frames[here] = take_clips(take)
+            frames[here] = take_clips(take, cache=plan.cache)
         except DecodeError as error:
             source["valid"][here] = False
             kind[here], stage[here] = error.kind, error.stage

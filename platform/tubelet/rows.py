@@ -16,6 +16,7 @@ from annotated_types import Ge, Lt
 from numpy.typing import NDArray
 
 from clips import Manifest, Mixture, read_manifest
+from clips.cache import Cache
 from tubelet.config import UserError
 from tubelet.items import DataConfig
 from tubelet.ledger import Part, permute
@@ -73,6 +74,13 @@ def _read(uri: str, *, key: str) -> Manifest:
         return read_manifest(uri)
     except ValueError as error:
         raise UserError(f"{key}: {error}") from error
+
+
+def cache_of(data: DataConfig) -> Cache | None:
+    """Each node's cache of remote videos."""
+    if data.cache_dir is None:
+        return None
+    return Cache(data.cache_dir, int(data.cache_gb * 1e9))
 
 
 def cache_folder() -> str:

@@ -17,6 +17,8 @@ def decode_errors(doing: str) -> Iterator[None]:
         yield
     except (DecodeError, StorageError):  # of the storage: not the fault of the file
         raise
+    except av.error.ExitError as error:  # the limit of a single read, which no packet ended
+        raise DecodeError("timeout", f"{doing}: one read took over 2 x decode.seconds") from error
     except (av.error.FFmpegError, OSError, ValueError, IndexError, MemoryError) as error:
         text = getattr(error, "strerror", None) or str(error)
         raise DecodeError(_kind(error), f"{doing}: {text} ({type(error).__name__})") from error
@@ -27,8 +29,8 @@ def _kind(error: Exception) -> Kind:
         isinstance(error, OSError) and error.errno == errno.ENOMEM
     ):
         return "memory"
-    if isinstance(error, av.error.InvalidDataError | av.error.EOFError):
-        return "corrupt"
+    if isinstance(error, av.error.InvalidDataError | av.error.EOFError | av.error.BlockingIOError):
+        return "corrupt"  # "try again" is what FFmpeg says of a stream without a beginning
     if isinstance(error, av.error.DecoderNotFoundError | av.error.PatchWelcomeError):
         return "unsupported"
     if isinstance(error, OSError) and error.errno == errno.EPERM:

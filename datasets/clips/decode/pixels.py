@@ -4,7 +4,8 @@ import numpy as np
 from av.video.frame import VideoFrame
 from av.video.reformatter import Interpolation, VideoReformatter
 
-from clips.decode import DecodeConfig, DecodeError
+from clips.decode import DecodeConfig
+from clips.decode.opening import check_pixels
 
 
 class Pixels:
@@ -12,7 +13,7 @@ class Pixels:
 
     def __init__(self, config: DecodeConfig) -> None:
         """Start; `config` limits the size of a frame."""
-        self._most = config.max_pixels
+        self._config = config
         self._reformatter = VideoReformatter()
 
     def rgb(self, frame: VideoFrame) -> np.ndarray:
@@ -22,7 +23,7 @@ class Pixels:
         at 340x256 and 1080p). Colour is not interpolated between its samples: FFmpeg's conversion of
         8 bits does not either, and the other backends neither for 10.
         """
-        self.check(frame.width, frame.height)
+        check_pixels(frame.width, frame.height, self._config)
         rgb = self._reformatter.reformat(
             frame, format="rgb24", interpolation=Interpolation.POINT, threads=1
         )
@@ -30,14 +31,3 @@ class Pixels:
         rows = np.frombuffer(memoryview(plane), np.uint8).reshape(plane.height, plane.line_size)
         picture_HWC = rows[:, : 3 * rgb.width].reshape(rgb.height, rgb.width, 3)
         return np.rot90(picture_HWC, (frame.rotation // 90) % 4)
-
-    def check(self, width: int, height: int) -> None:
-        """Do nothing for a frame of a size that may be decoded.
-
-        Raises:
-            DecodeError: It is too large.
-        """
-        if width * height > self._most:
-            raise DecodeError(
-                "too_large", f"frames of {width}x{height}; decode.max_pixels is {self._most}"
-            )

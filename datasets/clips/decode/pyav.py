@@ -1,9 +1,9 @@
 """The default decoder: FFmpeg through PyAV, decoding only what the wanted frames need.
 
-How it works. All packets of the video stream are read first (cheap: no decoding), which gives the
-number of frames, their order, and the keyframes. Decoding then starts at the right keyframe, and
-packets that no other frame refers to are skipped unless their own frame is wanted (`skip_frame`
-set per packet), and gaps between clips are jumped over.
+How it works. All packets of the stream are read first (cheap: no decoding): they give the number of
+frames, their order, and the keyframes. Decoding then starts at the right keyframe, frames that no
+other refers to are skipped unless wanted (`skip_frame` set per packet), and gaps are jumped over. Of
+our own copies only the groups that hold wanted frames are read (`clips.decode.groups`).
 
 Guarantee: frames equal a full sequential decode bit for bit. The skip is used only with decoders
 that honour it packet by packet (H.264, HEVC, MPEG-4 part 2), and frames are matched by
@@ -11,10 +11,8 @@ presentation time, so it is off where a container has none (AVI, raw streams: th
 decoded from the start and counted). If a wanted frame does not come out, everything is decoded
 once more from the start without skipping, and only then is it missing.
 
-Cost (reference: decode.md): 57 ms a clip of 16 frames at stride 4 on Kinetics-like files, against
-137 ms of the authors' loader; four clips of one video cost as much as 1.7. Threads: none, here or
-in FFmpeg; workers are processes. Packets of files below 64 MiB are kept between the two passes;
-larger files are read again from the keyframe.
+Cost: docs/benchmarks.md. Threads: none, here or in FFmpeg; workers are processes. Packets of files
+below 64 MiB are kept between the two passes; larger files are read again from the keyframe.
 
 Shapes: T frames of a clip, H W of the displayed picture, C = 3 (RGB).
 """
@@ -26,10 +24,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Self
 
-import av
-import av.stream
 import numpy as np
-from av.codec.context import ThreadType
 from av.container import InputContainer
 from av.packet import Packet
 from av.video.frame import VideoFrame
@@ -37,15 +32,15 @@ from av.video.stream import VideoStream
 
 from clips.decode import Boxes, DecodeConfig, DecodeError
 from clips.decode.failures import decode_errors
+from clips.decode.groups import Groups, closed_groups, read_groups
+from clips.decode.opening import open_stream
 from clips.decode.pixels import Pixels
 from clips.decode.plan import Plan
-from clips.decode.source import openable
 
 _SKIPPABLE = ("h264", "hevc", "mpeg4")
 _TIMED = ("mp4", "matroska", "webm", "mpegts", "flv")
-_STILL = ("image2", "_pipe", "ico", "apng", "webp")
-_PLAYLISTS = ("hls", "dash", "concat", "sdp", "rtsp", "webm_dash_manifest", "imf")
 _KEEP_BYTES = 64 << 20
+_UNREAD = Packet()
 
 
 @dataclass(frozen=True)
@@ -91,7 +86,9 @@ class PyavReader:
         with decode_errors("opening"):
             self._container, self._stream = self._open()
             try:
-                self._index()
+                self._groups = self._index_groups()
+                if self._groups is None:
+                    self._index()
             except BaseException:
                 self._container.close()
                 raise
@@ -112,6 +109,7 @@ class PyavReader:
         """float64 [frames]: when each frame is shown, in seconds from the first one."""
         if not self._timed:
             return np.arange(self.frames) / self.fps
+        self._index_all()
         assert self._stream.time_base is not None
         pts = np.array(self._shown, dtype=np.int64)
         return (pts - pts[0]) * float(self._stream.time_base)
@@ -123,6 +121,8 @@ class PyavReader:
 
     def packets(self) -> Iterator[Packet]:
         """Yield all packets of the video, encoded, in the order of the file."""
+        self._index_all()
+        self._index_all()
         for _, packet in self._packets_from(0):
             if packet is not None:
                 yield packet
@@ -180,39 +180,45 @@ class PyavReader:
     # --- opening -----------------------------------------------------------------------------
 
     def _open(self) -> tuple[InputContainer, VideoStream]:
-        # A file may name others (playlists): only the file protocol is ever followed.
-        container = av.open(
-            openable(self._source, size=self._size, offset=self._offset),
-            metadata_errors="ignore",
-            options={"protocol_whitelist": "file"},
-        )
-        assert isinstance(container, InputContainer)
-        try:
-            return container, self._video_stream(container)
-        except BaseException:
-            container.close()
-            raise
+        return open_stream(self._source, size=self._size, offset=self._offset, config=self._config)
 
-    def _video_stream(self, container: InputContainer) -> VideoStream:
-        formats = container.format.name.split(",")
-        if any(name in _PLAYLISTS for name in formats):
-            raise DecodeError("unsupported", f"a playlist ({container.format.name}), not a video")
-        if any(name.endswith(_STILL) for name in formats):
-            raise DecodeError("still_image", f"a still picture ({container.format.name})")
-        stream = container.streams.best("video")
-        if not isinstance(stream, VideoStream):
-            kinds = sorted({s.type for s in container.streams}) or ["no streams at all"]
-            raise DecodeError("no_video", f"no video stream, only: {', '.join(kinds)}")
-        if stream.disposition & av.stream.Disposition.attached_pic:
-            raise DecodeError("no_video", "the only picture is a cover image of an audio file")
-        for other in container.streams:
-            if other.index != stream.index:
-                other.discard = av.stream.Discard.all
-        context = stream.codec_context
-        context.thread_type = ThreadType.NONE
-        context.thread_count = 1
-        self._pixels.check(context.width, context.height)
-        return stream
+    def _index_groups(self) -> Groups | None:
+        """Note what the index of a copy says; its packets are read when frames are wanted."""
+        groups = closed_groups(self._container, self._stream, most_bytes=self._keep_bytes)
+        if groups is not None:
+            count = groups.frames
+            self._pts, self._dts, self._shown = [None] * count, [None] * count, [0] * count
+            self._packets: list[Packet] = [_UNREAD] * count
+            keys = set(groups.starts)
+            self._is_key = [position in keys for position in range(count)]
+            self._keys: list[tuple[int, int]] = []
+            self._timed = True
+        return groups
+
+    def _fetch(self, wanted: list[int]) -> None:
+        """Read the groups of a copy that hold these frames, unless they have been read."""
+        if self._groups is None:
+            return
+        unread = [frame for frame in wanted if self._packets[frame] is _UNREAD]
+        numbers = self._groups.holding(unread)
+        found = read_groups(self._container, self._stream, self._groups, numbers)
+        if found is None:
+            self._index_all()
+            return
+        for start, packets in found:
+            times = [packet.pts or 0 for packet in packets]
+            end = start + len(packets)
+            self._packets[start:end], self._pts[start:end] = packets, times
+            self._shown[start:end] = sorted(times)
+            bisect.insort(self._keys, (times[0], start))
+
+    def _index_all(self) -> None:
+        """Read all packets of a copy of which groups would not do."""
+        if self._groups is not None:
+            self._groups = None
+            self._container.close()
+            self._container, self._stream = self._open()
+            self._index()
 
     def _index(self) -> None:
         """Read all packets once: times, keyframes, and, of small files, the packets themselves."""
@@ -271,11 +277,13 @@ class PyavReader:
 
     def _walk(self, wanted: list[int], left: set[int]) -> Iterator[tuple[int, VideoFrame]]:
         """Decode what is needed for the frames in `left`, which the caller empties."""
+        self._fetch(wanted)
         if not self._timed:
             yield from self._count(left)
             return
         yield from self._jump(wanted, left)
         if left:
+            self._index_all()
             yield from self._sequential(left)
 
     def _jump(self, wanted: list[int], left: set[int]) -> Iterator[tuple[int, VideoFrame]]:
@@ -298,7 +306,7 @@ class PyavReader:
                     while upcoming is not None and upcoming not in unfed:
                         upcoming = next(ahead, None)
                     key = len(self._pts) if upcoming is None else self._key_before(upcoming)
-                    if key > position + 1:  # drained, what is in comes out without decoding on
+                    if key > position + 1:  # what is in comes out without decoding on
                         frames += context.decode(None)
                 for frame in frames:
                     index = index_of.get(frame.pts) if frame.pts is not None else None
@@ -372,10 +380,8 @@ class PyavReader:
     def _check_time(self, doing: str, position: int) -> None:
         # Asking for the time costs as much as passing over a frame, so not every packet does.
         if position % 8 == 0 and time.thread_time() > self._deadline:
-            raise DecodeError(
-                "timeout",
-                f"over {self._config.seconds:g} s while {doing} {position}",
-            )
+            over = f"over {self._config.seconds:g} s while {doing} {position}"
+            raise DecodeError("timeout", over)
 
 
 def _video_packets(container: InputContainer, stream: VideoStream) -> Iterator[Packet]:

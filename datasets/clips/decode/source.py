@@ -124,7 +124,7 @@ def openable(
             # The prefix keeps FFmpeg from reading a protocol into a file's name.
             return f"file:{storage.local_path(source)}"
         if size < WHOLE_BYTES:
-            return io.BytesIO(storage.read_bytes(source))
+            return io.BytesIO(_read(source, size, None))
         return _ranged(source, size, 0)
     except storage.StorageError as error:
         if error.kind == "missing":

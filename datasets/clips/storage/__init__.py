@@ -17,7 +17,7 @@ claim that is safe between machines (measured, operations.md: s3fs's own exclusi
 overwrites).
 """
 
-from clips.storage.access import forget_clients, patience
+from clips.storage.access import current_patience, forget_clients, patience
 from clips.storage.errors import StorageError
 from clips.storage.files import (
     create_exclusive,
@@ -41,6 +41,7 @@ __all__ = [
     "Traffic",
     "absolute",
     "create_exclusive",
+    "current_patience",
     "exists",
     "forget_clients",
     "is_folder",

@@ -61,6 +61,11 @@ def patience(seconds: float) -> Iterator[None]:
         _patience.reset(before)
 
 
+def current_patience() -> float:
+    """Return for how many seconds passing failures are tried again here."""
+    return float(os.environ.get("CLIPS_STORAGE_RETRY_SECONDS") or _patience.get())
+
+
 def attempt(uri: str, action: Callable[[Any, str], T], *, reads: bool = False) -> T:
     """Run `action(filesystem, path)` with retries; failures come out as `StorageError`.
 
@@ -77,7 +82,7 @@ def attempt(uri: str, action: Callable[[Any, str], T], *, reads: bool = False) -
         try:
             return action(fs, path)
         except Exception as error:
-            if scheme(uri) == "s3" and hides_its_code(error):
+            if scheme(uri) == "s3" and "/" in path and hides_its_code(error):
                 fs.cat_file(path, start=0, end=1)  # its failure says what the first one meant
             raise
 
@@ -87,7 +92,7 @@ def attempt(uri: str, action: Callable[[Any, str], T], *, reads: bool = False) -
 def guard(uri: str, action: Callable[[], T]) -> T:
     """Run `action`, which looks up its client itself, with retries and renewed credentials."""
     store = scheme(uri)
-    seconds = float(os.environ.get("CLIPS_STORAGE_RETRY_SECONDS") or _patience.get())
+    seconds = current_patience()
     refreshes = 0
     first_failure = None  # not the first try: one that hung for long is made again too
 
@@ -159,7 +164,7 @@ def options(store: str) -> dict[str, Any]:
             "config_kwargs": {
                 "connect_timeout": CONNECT_SECONDS,
                 "read_timeout": READ_SECONDS,
-                "retries": {"max_attempts": 1},
+                "retries": {"total_max_attempts": 1},
             },
         }
     if store in ("http", "https"):
@@ -167,7 +172,10 @@ def options(store: str) -> dict[str, Any]:
 
         silence = aiohttp.ClientTimeout(None, sock_connect=CONNECT_SECONDS, sock_read=READ_SECONDS)
         return {"client_kwargs": {"timeout": silence, "trust_env": True}}
-    return {"use_listings_cache": False} if store in ("gs", "gcs") else {}
+    if store in ("gs", "gcs"):
+        logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # else a page of stack a failed try
+        return {"use_listings_cache": False}
+    return {}
 
 
 def put_if_absent(uri: str, data: bytes) -> bool:

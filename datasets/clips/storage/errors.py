@@ -64,6 +64,8 @@ def storage_error(kind: ErrorKind, uri: str, detail: str = "") -> StorageError:
     what, advice = _ADVICE[kind]
     if kind == "no_credentials":
         advice = _CREDENTIALS.get(scheme(uri), "see its documentation")
+    if scheme(uri) != "s3":
+        advice = advice.replace(", and AWS_ENDPOINT_URL", "")
     return StorageError(
         kind, f"{what} {redact(uri)}" + (f" ({detail})" if detail else "") + f"; {advice}"
     )
@@ -92,8 +94,8 @@ def _codes(error: BaseException) -> set[str]:
         if isinstance(response, dict):
             found.add(str(response.get("Error", {}).get("Code")))
             found.add(str(response.get("ResponseMetadata", {}).get("HTTPStatusCode")))
-        found.add(str(getattr(link, "status", "")))  # aiohttp's
-        found.add(str(getattr(link, "code", "")))  # gcsfs's
+        status = "status" if hasattr(link, "status") else "code"  # aiohttp's, or gcsfs's
+        found.add(str(getattr(link, status, "")))
         if isinstance(link, OSError) and str(link).startswith("Forbidden: "):
             found.add("403")  # gcsfs says no more than that
         if "Anonymous caller" in str(link):

@@ -9,7 +9,7 @@ from typing import IO, Any, cast
 
 from clips.storage.access import attempt, guard, put_if_absent
 from clips.storage.errors import is_past_the_end, storage_error
-from clips.storage.listing import FileInfo, etag_of
+from clips.storage.listing import FileInfo, etag_of, local_info
 from clips.storage.names import is_local, local_path, scheme
 from clips.storage.ranged import RangedFile
 from clips.storage.traffic import Traffic, count
@@ -36,6 +36,8 @@ def stat(uri: str) -> FileInfo:
     """Return size and etag of the file at `uri`; `path` is its name."""
 
     def look(fs: Any, path: str) -> FileInfo:
+        if is_local(uri) and not os.path.isdir(path):
+            return local_info(path, named=os.path.basename(path))
         found = fs.info(path)
         if found["type"] == "directory":
             raise IsADirectoryError(path)

@@ -2,7 +2,7 @@
 
 The order is that of the bytes of the relative paths: as S3 lists, and the same for local folders,
 so that two listings can be compared by walking both. Local folders are read one at a time, S3 in
-pages of 1000; elsewhere fsspec gives the whole listing at once.
+pages of 1000; elsewhere (Google's buckets) fsspec gives folder by folder.
 """
 
 import os
@@ -23,7 +23,7 @@ class FileInfo:
     """Path relative to the listed place, with forward slashes."""
     size: int
     etag: str | None
-    """The object's etag, without quotes; None for local files."""
+    """What changes when the bytes do: the object's etag, without quotes; of a local file its time and size."""
 
 
 def iterate_files(uri: str) -> Iterator[FileInfo]:
@@ -43,7 +43,7 @@ def iterate_files(uri: str) -> Iterator[FileInfo]:
     elif scheme(uri) in ("http", "https"):
         raise storage_error("unsupported", uri, "a web server lists no files: name them in a list")
     else:
-        yield from attempt(uri, _found, reads=True)
+        yield from _by_folder(uri.rstrip("/"), "")
 
 
 def list_files(uri: str) -> list[FileInfo]:
@@ -70,9 +70,19 @@ def list_names(uri: str) -> list[str]:
 
 
 def etag_of(info: dict[str, Any]) -> str | None:
-    """Return the etag in what fsspec or S3 says of an object."""
-    tag = info.get("ETag") or info.get("etag")
+    """Return the etag in what fsspec or S3 says of an object; a web server may give a time instead."""
+    tag = info.get("ETag") or info.get("etag") or info.get("Last-Modified")
     return str(tag).strip('"') if tag else None
+
+
+def local_info(path: str, *, named: str) -> FileInfo:
+    """Return what the operating system says of a file.
+
+    Raises:
+        OSError: There is none, or it cannot be looked at.
+    """
+    found = os.stat(path)
+    return FileInfo(named, found.st_size, f"{found.st_mtime_ns}-{found.st_size}")
 
 
 def _local(uri: str) -> Iterator[FileInfo]:
@@ -108,7 +118,7 @@ def _below(folder: str, prefix: str, above: tuple[tuple[int, int], ...]) -> Iter
             yield from _below(path, f"{prefix}{name}/", above)
         else:
             try:
-                yield FileInfo(prefix + name, os.stat(path).st_size, None)
+                yield local_info(path, named=prefix + name)
             except FileNotFoundError:
                 if os.path.islink(path):  # else: deleted since
                     yield FileInfo(prefix + name, 0, None)
@@ -138,14 +148,24 @@ def _s3(uri: str) -> Iterator[FileInfo]:
         raise storage_error("missing", uri)
 
 
-def _found(fs: Any, path: str) -> list[FileInfo]:
-    found = fs.find(path, detail=True)
-    if not found and not fs.exists(path):
-        raise FileNotFoundError(path)
-    base = path.rstrip("/")
-    files = [
-        FileInfo(name[len(base) :].lstrip("/"), int(info["size"] or 0), etag_of(info))
-        for name, info in found.items()
-        if info["type"] != "directory" and name.rstrip("/") != base
-    ]
-    return sorted(files, key=lambda file: file.path.encode())
+def _by_folder(uri: str, prefix: str) -> Iterator[FileInfo]:
+    """Yield the files of one folder of any store that fsspec knows; `prefix` is the way to it."""
+
+    def look(fs: Any, path: str) -> list[tuple[str, bool, int, str | None]]:
+        found = [
+            (info["name"].rstrip("/"), info["type"] == "directory", info["size"], etag_of(info))
+            for info in fs.ls(path, detail=True)
+        ]
+        base = path.rstrip("/")
+        inside = [  # a store may list the folder itself, as an empty object
+            (name.rsplit("/", 1)[-1], is_folder, int(size or 0), etag)
+            for name, is_folder, size, etag in found
+            if name != base
+        ]
+        return sorted(inside, key=lambda item: (item[0] + "/" * item[1]).encode())
+
+    for name, is_folder, size, etag in attempt(uri, look, reads=True):
+        if is_folder:
+            yield from _by_folder(f"{uri}/{name}", f"{prefix}{name}/")
+        else:
+            yield FileInfo(prefix + name, size, etag)

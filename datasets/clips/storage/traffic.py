@@ -1,8 +1,9 @@
 """How much this process has read from remote storage: the figures behind bytes and requests per clip.
 
 Counted is every request that asks a remote store for something to read (bytes, a size, a page of a
-listing), tried-again ones included. Local files are read by the decoders themselves and cost no
-request: they are not counted.
+listing), tried-again ones included; a question for something that is not there may cost two and
+counts as one. A decoding process counts for itself (see `plus`). Local files are read by the
+decoders themselves and cost no request: they are not counted.
 """
 
 import threading

@@ -136,12 +136,10 @@ class Worker:
                 saved_at = time.monotonic()
             if result.report or result.stop or last or bad:
                 elapsed = time.monotonic() - started
-                self._note(
-                    step,
-                    {"data/clips_per_s": clips / elapsed, "data/wait": self._feed.wait_s / elapsed},
-                )
+                received = self._feed.take_received().metrics(elapsed)
+                self._note(step, {"data/clips_per_s": clips / elapsed, **received})
                 self._report(step)
-                clips, self._feed.wait_s = 0, 0.0
+                clips = 0
                 started = reported_at = time.monotonic()
             if bad:
                 return Outcome("bad_data", step, self._bad_data(step))

@@ -51,6 +51,7 @@ def data_plan(
         decode=recipe.decode,
         frames=recipe.model.frames,
         size=recipe.model.image_size,
+        cache=rows.cache_of(recipe.data),
     )
 
 

@@ -1,7 +1,9 @@
 """Fixtures of the clips tests: real and odd videos, and a small S3 server on loopback."""
 
+import contextlib
 import re
 import threading
+import time
 import urllib.parse
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -144,7 +146,12 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Last-Modified", "Mon, 01 Jan 2024 00:00:00 GMT")
         self.end_headers()
         if self.command != "HEAD":
-            self.wfile.write(body)
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it gave us up
+                self.wfile.write(body[:1])
+                if self.store.silent_seconds:
+                    self.wfile.flush()
+                    time.sleep(self.store.silent_seconds.pop())
+                self.wfile.write(body[1:])
 
 
 @pytest.fixture

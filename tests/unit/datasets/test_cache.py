@@ -249,6 +249,11 @@ def test_many_processes_stay_below_the_limit(cache: Cache, tmp_path: Path) -> No
     assert os.listdir(Path(cache.folder) / "incoming") == []
 
 
+def _environment() -> dict[str, str]:
+    """So that a child runs the code of this checkout."""
+    return os.environ | {"PYTHONPATH": str(Path(caches.__file__).parents[1])}
+
+
 _HALF_WRITTEN = """
 import sys, time
 from clips.cache import Cache
@@ -267,7 +272,7 @@ def test_a_killed_process_leaves_neither_a_lock_nor_a_file_for_long(cache: Cache
     child = subprocess.Popen(
         [sys.executable, "-c", _HALF_WRITTEN, cache.folder],
         stdout=subprocess.PIPE,
-        env=os.environ | {"PYTHONPATH": str(Path(caches.__file__).parents[1])},
+        env=_environment(),
     )
     with child:
         assert child.stdout is not None
@@ -282,6 +287,50 @@ def test_a_killed_process_leaves_neither_a_lock_nor_a_file_for_long(cache: Cache
     assert has(cache, "a", size=200)
     assert taken(cache) == 1000
     assert os.listdir(Path(cache.folder) / "incoming") == []
+
+
+_BUSY = """
+import random, sys
+from clips.cache import Cache
+cache, chance = Cache(sys.argv[1], 100_000), random.Random()
+while True:
+    number = chance.randrange(400)
+    size, byte = 500 + number, bytes([number % 256])
+    key = cache.key(str(number), size=size)
+    with cache.turn(key):
+        if cache.find(key, size=size) is None:
+            cache.store(key, (byte * 250, byte * (250 + number)), size=size)
+"""
+
+
+@pytest.mark.slow
+def test_processes_killed_at_any_moment_leave_whole_objects_and_a_true_ledger(
+    tmp_path: Path,
+) -> None:
+    cache = Cache(str(tmp_path / "cache"), 100_000)
+
+    def start() -> "subprocess.Popen[bytes]":
+        return subprocess.Popen([sys.executable, "-c", _BUSY, cache.folder], env=_environment())
+
+    contents: list[bytes] = []
+    chance, busy = random.Random(1), [start() for _ in range(3)]
+    try:
+        for turn in range(45):
+            time.sleep(0.3 + chance.random() / 2)
+            with busy[turn % 3] as victim:
+                victim.kill()
+            busy[turn % 3] = start()
+            with cache._ledger() as ledger:
+                contents = [path.read_bytes() for path in objects(cache)]
+                assert sum(map(len, contents)) <= ledger.total <= cache.limit_bytes
+            assert all(len(set(content)) == 1 for content in contents)
+    finally:
+        for one in busy:
+            with one:
+                one.kill()
+    put(cache, "last", size=1)
+    assert os.listdir(Path(cache.folder) / "incoming") == []
+    assert len(contents) > 100
 
 
 # --- what goes -----------------------------------------------------------------------------

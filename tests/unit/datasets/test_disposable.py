@@ -43,6 +43,10 @@ def take_of(path: Path, decode: DecodeConfig = QUICK, **wanted: object) -> Take:
     return Take(video, ClipConfig(stride=2, flip=True), 4, 32, decode, **wanted)  # pyright: ignore[reportArgumentType]
 
 
+def clips_of(decoder: Decoder, take: Take) -> np.ndarray:
+    return decoder.take(take, take.video.uri)
+
+
 def pid_of(decoder: Decoder) -> int:
     assert decoder._pool is not None
     (pid,) = decoder._pool._pool_manager.worker_manager.workers
@@ -54,10 +58,10 @@ def test_the_clips_are_those_that_this_process_would_read(folder: Path, decoder:
     take = take_of(good, seeds=(3, 4, 5))
     options = {"frames": 4, "size": 32, "decode": QUICK}
     expected = load_clips(take.video, take.config, seeds=take.seeds, **options)
-    assert np.array_equal(decoder.take(take, None), expected)
+    assert np.array_equal(clips_of(decoder, take), expected)
     assert np.array_equal(decoder.take(take, good.read_bytes()), expected)
     views = load_views(take.video, take.config, views=2, crops=3, **options)
-    assert np.array_equal(decoder.take(take_of(good, views=2, crops=3), None), views)
+    assert np.array_equal(clips_of(decoder, take_of(good, views=2, crops=3)), views)
 
 
 def test_clips_stay_what_they_are_when_the_next_video_is_read(
@@ -65,9 +69,9 @@ def test_clips_stay_what_they_are_when_the_next_video_is_read(
 ) -> None:
     good = folder / "good.mp4"
     unresized = Take(take_of(good).video, ClipConfig(stride=1), 2, 48, QUICK)
-    first = decoder.take(unresized, None)
+    first = clips_of(decoder, unresized)
     before = first.copy()
-    decoder.take(take_of(good, seeds=tuple(range(6))), None)  # needs more of the shared memory
+    clips_of(decoder, take_of(good, seeds=tuple(range(6))))  # needs more of the shared memory
     assert np.array_equal(first, before)
 
 
@@ -83,25 +87,25 @@ def test_a_file_that_ends_its_process_twice_is_bad_and_the_next_one_is_read(
     name: str, kind: str, text: str, folder: Path, decoder: Decoder
 ) -> None:
     with pytest.raises(DecodeError, match=f"^{kind}: {text}$") as caught:
-        decoder.take(take_of(folder / f"{name}.mp4"), None)
+        clips_of(decoder, take_of(folder / f"{name}.mp4"))
     assert caught.value.stage == ("opening" if name == "hungry" else "process")
-    assert decoder.take(take_of(folder / "good.mp4"), None).shape == (1, 4, 32, 32, 3)
+    assert clips_of(decoder, take_of(folder / "good.mp4")).shape == (1, 4, 32, 32, 3)
 
 
 def test_a_process_killed_from_outside_costs_nothing(folder: Path, decoder: Decoder) -> None:
-    unlucky = decoder.take(take_of(folder / "unlucky.mp4"), None)
-    assert np.array_equal(unlucky, decoder.take(take_of(folder / "good.mp4"), None))
+    unlucky = clips_of(decoder, take_of(folder / "unlucky.mp4"))
+    assert np.array_equal(unlucky, clips_of(decoder, take_of(folder / "good.mp4")))
     os.kill(pid_of(decoder), signal.SIGKILL)  # between two videos
-    assert np.array_equal(unlucky, decoder.take(take_of(folder / "good.mp4"), None))
+    assert np.array_equal(unlucky, clips_of(decoder, take_of(folder / "good.mp4")))
 
 
 def test_an_ordinary_bad_file_is_read_once_and_keeps_its_reason(
     folder: Path, decoder: Decoder
 ) -> None:
-    decoder.take(take_of(folder / "good.mp4"), None)
+    clips_of(decoder, take_of(folder / "good.mp4"))
     before = pid_of(decoder)
     with pytest.raises(DecodeError) as caught:
-        decoder.take(take_of(folder / "cut.mp4"), None)
+        clips_of(decoder, take_of(folder / "cut.mp4"))
     assert (caught.value.kind, caught.value.stage) == ("corrupt", "opening")
     assert pid_of(decoder) == before
 

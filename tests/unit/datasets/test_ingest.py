@@ -7,6 +7,7 @@ import pytest
 from clips import Manifest, examine, find_videos, storage
 from clips.decode import DEFAULT_DECODE
 from clips.ingest import Entry, Recheck, Rejected, content_hash, examine_content, probe
+from clips.storage.errors import storage_error
 from clips.synthetic import Encoding, encode, numbered_frames, write_videos
 
 MP4 = encode(numbered_frames(24, width=64, height=48), Encoding(gop=12))
@@ -121,3 +122,20 @@ def test_a_content_hash_sees_every_change_and_spares_the_look_where_there_is_non
     lost = examine_content(Recheck(entry), **how)
     assert isinstance(lost, Rejected)
     assert lost.reason == "missing"
+
+
+def test_a_web_server_refuses_a_file_and_a_bucket_whoever_asks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refused(source: str, **_: object) -> None:
+        raise storage_error("denied", source)
+
+    monkeypatch.setattr("clips.ingest.probe", refused)
+    rejected = examine(Entry("v.mp4", 9), root="https://host/set")
+    assert isinstance(rejected, Rejected)
+    assert (rejected.reason, rejected.message) == (
+        "denied",
+        "access denied to https://host/set/v.mp4; check the permissions (for a bucket, those of your credentials)",
+    )
+    with pytest.raises(storage.StorageError, match=r"access denied to s3://videos/v\.mp4"):
+        examine(Entry("v.mp4", 9), root="s3://videos")

@@ -11,7 +11,9 @@ import pytest
 from clips import storage
 from clips.storage import FileInfo, StorageError, listing
 
-_NAMES = st.text("ab.-0é\U0001f40d", min_size=1, max_size=3).filter(lambda name: name.strip("."))
+_NAMES = st.text("ab.-0\u00e9\U0001f40d", min_size=1, max_size=3).filter(
+    lambda name: name.strip(".")
+)
 _PATHS = st.lists(_NAMES, min_size=1, max_size=3).map("/".join)
 
 
@@ -36,7 +38,16 @@ def test_a_folder_is_listed_in_the_order_of_the_bytes_of_whole_paths(found: list
 
 
 def test_a_bucket_is_listed_in_the_same_order_page_by_page(s3: Any) -> None:
-    names = ["a.mp4", "a/b/c.mp4", "a/b.mp4", "a-b.mp4", "é.mp4", "\U0001f40d.mp4", "a b.mp4", "b"]
+    names = [
+        "a.mp4",
+        "a/b/c.mp4",
+        "a/b.mp4",
+        "a-b.mp4",
+        "\u00e9.mp4",
+        "\U0001f40d.mp4",
+        "a b.mp4",
+        "b",
+    ]
     s3.buckets["videos"] = {name: b"x" for name in names} | {"folder/": b""}
     s3.page = 2
     assert paths("s3://videos") == sorted(names, key=str.encode)
@@ -78,9 +89,10 @@ def test_links_are_followed_once_and_one_to_nowhere_is_an_empty_file(tmp_path: P
     (tmp_path / "set" / "again").symlink_to(tmp_path / "disk")
     (tmp_path / "disk" / "round").symlink_to(tmp_path / "disk")
     (tmp_path / "set" / "nowhere.mp4").symlink_to(tmp_path / "none")
+    os.utime(tmp_path / "disk" / "deep" / "a.mp4", ns=(7, 7))
     assert list(storage.iterate_files(str(tmp_path / "set"))) == [
-        FileInfo("again/deep/a.mp4", 3, None),
-        FileInfo("linked/deep/a.mp4", 3, None),
+        FileInfo("again/deep/a.mp4", 3, "7-3"),
+        FileInfo("linked/deep/a.mp4", 3, "7-3"),
         FileInfo("nowhere.mp4", 0, None),
     ]
 

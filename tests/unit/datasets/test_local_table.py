@@ -4,6 +4,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 from clips import LocalTable, Manifest, Video, write_manifest
@@ -67,6 +68,24 @@ def test_a_moved_data_set_uses_the_same_file_with_its_own_root(tmp_path: Path) -
     moved = build(4, root="s3://bucket/set").local_table(str(tmp_path))
     assert len(list(tmp_path.iterdir())) == 1
     assert moved.video(0).uri == "s3://bucket/set/a/0000.mp4"
+
+
+def test_rows_are_found_in_whatever_portions_the_file_was_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest = build(100)
+    whole = manifest.local_table(str(tmp_path / "whole"))
+    monkeypatch.setattr("clips.manifest_rows.PORTION", 7)
+    pieces = manifest.local_table(str(tmp_path / "pieces"))
+    files = [next((tmp_path / name).iterdir()) for name in ("whole", "pieces")]
+    assert [pa.ipc.open_file(file).num_record_batches for file in files] == [1, 15]
+    assert [pieces.video(r) for r in range(100)] == [whole.video(r) for r in range(100)]
+
+
+def test_a_process_that_gets_it_with_every_task_maps_it_once(tmp_path: Path) -> None:
+    manifest = write_manifest(build(4), str(tmp_path / "m.parquet"))
+    payload = pickle.dumps(manifest.local_table(str(tmp_path / "cache")))
+    assert pickle.loads(payload) is pickle.loads(payload)
 
 
 def test_many_threads_may_make_the_file_at_once(tmp_path: Path) -> None:

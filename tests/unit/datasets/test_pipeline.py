@@ -149,7 +149,7 @@ def test_a_storage_that_fails_on_a_worker_ends_the_work_with_its_own_message(
     plan = pipeline.compare(config, pipeline.find(config))
     assert 0 < len(plan.todo) <= 12
     assert plan.resumed + len(plan.todo) == 12
-    made = pipeline.prepare(config, plan=plan)
+    made = pipeline.prepare(config)
     assert (made.rows, made.reasons, made.new) == (12, {}, 12)
 
 

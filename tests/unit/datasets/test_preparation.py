@@ -3,6 +3,8 @@
 import itertools
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,11 +14,12 @@ import pytest
 
 from clips import Manifest, StorageError, read_manifest, storage, write_manifest
 from clips.earlier import Parts, read_rejected, result_of
-from clips.ingest import Entry, Rejected
+from clips.ingest import Entry, Rejected, examine
 from clips.manifest import SCHEMA
 from clips.preparation import PrepareConfig, Progress, ScanStopped, compare, find, look
 from clips.settling import Prepared, settle
 from clips.storage.errors import storage_error
+from clips.synthetic import Encoding, encode, numbered_frames
 
 FOUND = {
     **{"container": "mp4", "codec": "h264", "pixel_format": "yuv420p", "width": 64, "height": 48},
@@ -46,9 +49,8 @@ class Scan:
             path.write_text(content)
 
     def config(self, **options: Any) -> PrepareConfig:
-        return PrepareConfig(
-            **{"source": str(self.source), "manifest": str(self.manifest)} | options
-        )
+        asked: dict[str, Any] = {"source": str(self.source), "manifest": str(self.manifest)}
+        return PrepareConfig(**asked | options)
 
     def run(
         self,
@@ -111,6 +113,10 @@ def test_only_new_and_changed_videos_are_looked_at_again_and_those_that_are_gone
     third = scan.run()
     assert scan.looked == ["b.mp4", "c.mp4", "d.mp4"]
     assert counts(third) == (1, 2, 1, 1)
+    assert third.summary() == (
+        "compared with the manifest before: 1 new, 2 changed, 1 gone, 1 unchanged\n"
+        f"3 videos accepted, 1 rejected, 0 classes: {scan.manifest} (hash {third.hash[:12]})"
+    )
     assert third.manifest.table["video_id"].to_pylist() == ["b.mp4", "c.mp4", "d.mp4"]
     assert third.manifest.table["size"].to_pylist() == [7, 3, 3]
     assert scan.left() == ["in", "m.parquet", "m.rejected.parquet"]
@@ -140,6 +146,7 @@ def test_labels_splits_and_spans_change_without_a_look(scan: Scan) -> None:
     assert scan.looked == []
     assert counts(other) == (0, 0, 3, 0)
     assert (other.classes, other.videos, other.rows) == (("jump", "run"), 3, 6)
+    assert "\n3 videos (6 rows) accepted, 0 rejected, 2 classes: " in other.summary()
     table = other.manifest.table
     assert table["start_s"].to_pylist() == [0.0, 5.0] * 3
     assert table["end_s"].to_pylist() == [5.0, None] * 3
@@ -164,6 +171,16 @@ def test_a_data_set_that_has_moved_is_looked_at_again_only_where_the_etag_tells_
     write_manifest(Manifest.build(rows, root="/elsewhere"), str(scan.manifest))
     scan.run()
     assert scan.looked == ["a.mp4", "b.mp4"]
+
+
+def test_a_manifest_of_another_tool_that_lacks_columns_is_completed(scan: Scan) -> None:
+    scan.put(a="1", b="2")
+    rows = scan.run().manifest.table.to_pylist()
+    rows[1]["duration_s"] = None
+    write_manifest(Manifest.build(rows, root=str(scan.source)), str(scan.manifest))
+    made = scan.run(clips_per_minute=12)
+    assert scan.looked == ["b.mp4"]
+    assert (made.rows, counts(made)) == (4, (0, 0, 2, 0))
 
 
 def test_a_content_hash_sees_a_change_that_time_and_size_hide(scan: Scan) -> None:
@@ -209,6 +226,7 @@ def test_ctrl_c_keeps_what_was_looked_at_and_the_same_command_goes_on(scan: Scan
     assert scan.left() == ["in", "m.parts"]
     plan = compare(scan.config(), find(scan.config()))
     assert (plan.videos, plan.resumed, plan.known, len(plan.todo)) == (5, 4, 0, 1)
+    assert plan.summary() == "5 videos: 4 done by the scan that was interrupted, 1 to look at"
     resumed = scan.run()
     assert scan.looked == ["d.mp4"]
     assert (resumed.rows, resumed.reasons) == (4, {"corrupt": 1})
@@ -265,21 +283,59 @@ def test_parts_are_few_for_a_long_scan_and_lose_little(tmp_path: Path) -> None:
     now = 0.0
     parts = Parts(str(tmp_path / "m.parquet"), root="/d", clock=lambda: now)
     written: list[float] = []
-    for second in range(20_000):
+    for second in range(5_000):
         now = float(second)
         entry = Entry(f"{second:06d}.mp4", 1, "e")
         parts.add([result_of(entry, {**vars(entry), **FOUND})])
         if len(os.listdir(parts.folder) if second > 4 else []) > len(written):
             written.append(now)
     gaps = [after - before for before, after in itertools.pairwise(written)]
-    assert len(written) < 400
+    assert 100 < len(written) < 200
     assert all(gap <= 6 + when / 40 for gap, when in zip(gaps, written[1:], strict=True))
     parts.write()
-    assert len(parts.read()) == 20_000
-    assert parts.read().ends() == ("000000.mp4", "019999.mp4")
+    assert len(parts.read()) == 5_000
+    assert parts.read().ends() == ("000000.mp4", "004999.mp4")
     parts.remove()
     assert not Path(parts.folder).exists()
     assert len(parts.read()) == 0
+
+
+def test_two_scans_of_one_manifest_do_not_mix_silently(scan: Scan) -> None:
+    scan.put(a="1", b="2")
+    config = scan.config()
+    plan = compare(config, find(config))
+    look(config, plan, spread=scan.spread, examine=glance)
+    scan.run()  # goes on with what the first has found, and clears it away
+    scan.manifest.unlink()
+    with pytest.raises(
+        ValueError, match=r"m.parts no longer has what this scan has found: does another"
+    ):
+        settle(config, plan)
+
+
+def test_what_a_killed_writer_left_among_the_parts_is_passed_over(scan: Scan) -> None:
+    scan.put(a="1", b="2")
+    with pytest.raises(KeyboardInterrupt):
+        scan.run(interrupted_at("b.mp4", KeyboardInterrupt()))
+    (scan.manifest.parent / "m.parts" / ".x.parquet.a1b2").write_bytes(b"half")
+    (scan.manifest.parent / "m.parts" / "1.trial").touch()
+    scan.run()
+    assert scan.looked == ["b.mp4"]
+
+
+def test_progress_is_told_while_millions_are_compared_and_written(
+    scan: Scan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("clips.sources._TOLD_EVERY", 2)
+    scan.put(a="1", b="2", c="3", d="4", e="5")
+    config = scan.config()
+    seen: list[int] = []
+    states: list[Progress] = []
+    plan = compare(config, find(config), progress=seen.append)
+    look(config, plan, spread=scan.spread, examine=glance, progress=states.append)
+    settle(config, plan, progress=seen.append)
+    assert seen == [2, 4, 2, 4]
+    assert states[-1] == Progress(kept=5, rejected=0)
 
 
 # --- what a source says of its rows --------------------------------------------------------
@@ -340,7 +396,7 @@ def test_no_usable_video_names_the_reasons_and_keeps_the_manifest_before(scan: S
 
 def test_a_bucket_holds_source_manifest_and_parts(s3: Any, scan: Scan) -> None:
     s3.buckets["videos"] = {f"set/{n}.mp4": b"x" * n for n in range(1, 5)}
-    place = {"source": "s3://videos/set", "manifest": "s3://videos/lists/m.parquet"}
+    place: dict[str, Any] = {"source": "s3://videos/set", "manifest": "s3://videos/lists/m.parquet"}
     with pytest.raises(KeyboardInterrupt):
         scan.run(interrupted_at("3.mp4", KeyboardInterrupt()), **place)
     (part,) = [key for key in s3.buckets["videos"] if key.startswith("lists/")]
@@ -413,8 +469,11 @@ def test_what_is_no_manifest_is_never_replaced_and_a_newer_one_only_when_asked(
 )
 def test_impossible_settings_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message) as caught:
-        PrepareConfig(**{"source": "s", "manifest": "m.parquet"} | options)
+        PrepareConfig(**{**options, **{n: options.get(n, d) for n, d in _LEAST.items()}})
     assert "abc" not in str(caught.value)
+
+
+_LEAST = {"source": "s", "manifest": "m.parquet"}
 
 
 def test_rejected_files_of_an_earlier_version_read_back(scan: Scan) -> None:
@@ -435,9 +494,73 @@ def test_every_column_of_a_row_is_filled_by_its_source_or_by_the_look(scan: Scan
     }
 
 
+def test_a_bucket_that_vanishes_while_it_is_looked_at_costs_no_video(s3: Any, scan: Scan) -> None:
+    video = encode(numbered_frames(12, width=64, height=48), Encoding(gop=12))
+    s3.buckets["videos"] = {f"set/{n}.mp4": video for n in range(6)}
+
+    def unplugged(entry: Entry, **how: Any) -> Any:
+        if entry.video_id == "3.mp4":
+            s3.failures = [(503, "ServiceUnavailable")] * 99
+        return examine(entry, **how)
+
+    with pytest.raises(
+        ScanStopped, match=r"cannot reach .*set/3.mp4.* 3 of 6 videos were looked at"
+    ):
+        scan.run(unplugged, source="s3://videos/set")
+    s3.failures = []
+    made = scan.run(examine, source="s3://videos/set")
+    assert scan.looked == ["3.mp4", "4.mp4", "5.mp4"]
+    assert (made.rows, made.reasons) == (6, {})
+    scan.manifest.unlink()
+    whole = scan.run(examine, source="s3://videos/set")
+    assert (len(scan.looked), whole.hash) == (6, made.hash)
+    assert whole.manifest == made.manifest
+
+
 def test_a_source_that_vanishes_while_it_is_listed_ends_the_scan(s3: Any, scan: Scan) -> None:
     s3.buckets["videos"] = {"set/1.mp4": b"x"}
     s3.failures = [(503, "ServiceUnavailable")] * 99
     with pytest.raises(StorageError, match="cannot reach the storage of s3://videos/set"):
         scan.run(source="s3://videos/set")
     assert storage.list_names(str(scan.manifest.parent)) == []
+
+
+MILLIONS = """
+import resource, sys, tempfile
+from clips import storage
+from clips.preparation import PrepareConfig, compare, find, look
+from clips.settling import settle
+from clips.storage import FileInfo
+
+def listing(place):
+    for i in range(ROWS):
+        yield FileInfo(f"{i % 10}/{i // 10:08d}.mp4" if SHUFFLED else f"{i:08d}.mp4", i, f"{i * 2654435761:032x}")
+
+def spread(items, work, **_):
+    for item in items:
+        yield [(item, {**vars(item), **FOUND})]
+
+storage.iterate_files = listing
+storage.is_folder = lambda place: True
+with tempfile.TemporaryDirectory() as folder:
+    config = PrepareConfig(source="s3://bucket/set", manifest=f"{folder}/m.parquet", clips_per_minute=6)
+    plan = compare(config, find(config))
+    look(config, plan, spread=spread, examine=print)
+    print(settle(config, plan).rows)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+"""
+
+
+@pytest.mark.slow  # half a minute
+def test_three_hundred_thousand_videos_in_any_order_never_lie_in_memory() -> None:
+    script = MILLIONS.replace("ROWS", "300_000").replace("SHUFFLED", "True")
+    done = subprocess.run(
+        [sys.executable, "-c", script.replace("FOUND", repr(FOUND))],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    rows, peak_mib = map(int, done.stdout.split())
+    assert rows == 300_000
+    assert peak_mib < 450, "as Python objects alone they are twice that"

@@ -93,6 +93,18 @@ def test_a_large_object_of_another_length_is_named(
             local_copy("s3://videos/a.mp4", size=5000, cache=kept)
 
 
+def test_an_object_that_shrinks_while_it_is_read_is_named(
+    s3: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sources, "WHOLE_BYTES", 1000)
+    s3.buckets["videos"]["a.mp4"] = b"x" * 5000
+    opened = openable("s3://videos/a.mp4", size=5000)
+    s3.buckets["videos"]["a.mp4"] = b"x" * 3000
+    assert not isinstance(opened, str)
+    with pytest.raises(DecodeError, match=r"^changed: s3://videos/a.mp4 has 3000, not the 5000"):
+        opened.read(10)
+
+
 def test_a_shard_that_ends_too_early_is_named(s3: Any) -> None:
     s3.buckets["videos"]["a.tar"] = b"." * 514
     for offset in (512, 2048):

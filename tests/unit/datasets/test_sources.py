@@ -172,6 +172,19 @@ def test_a_list_in_a_bucket_is_looked_up_with_one_listing(s3: Any) -> None:
     assert len(s3.requests) < 10
 
 
+def test_a_few_of_very_many_are_asked_for_one_by_one(
+    s3: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("clips.lookups._A_REQUEST", 10)
+    s3.buckets["videos"] = {f"set/{i:03d}.mp4": MP4 for i in range(100)}
+    (tmp_path / "l.txt").write_text("".join(f"{i:03d}.mp4 1\n" for i in (5, 60, 70, 999)))
+    found = find_videos(str(tmp_path / "l.txt"), root="s3://videos/set")
+    assert ids(found) == ["005.mp4", "060.mp4", "070.mp4"]
+    assert [r.video_id for r in found.missing] == ["999.mp4"]
+    asked = {line.split("?")[0] for line in s3.requests if line.startswith("HEAD")}
+    assert asked == {f"HEAD /videos/set/{name}.mp4" for name in ("060", "070", "999")}
+
+
 ALLOWED = (
     "allowed: 'path label' (one space, no spaces in the path), 'path 0 -1', 'path 1 TOTAL' for a folder of "
     "frames, or a CSV whose first line names its columns: path, and any of label, split, start_s, end_s"

@@ -48,13 +48,8 @@ def test_a_folder_becomes_a_manifest_and_the_rejected_files_are_listed(tmp_path:
     again = prepare(str(tmp_path / "in"), f"manifest={manifest}", "labels=folders", "split=0.3")
     assert (again.returncode, again.stderr) == (0, "")
     lines = again.stdout.splitlines()
-    assert lines[0] == (
-        "39 videos: 39 are known and unchanged, 0 were looked at by the scan that was interrupted, "
-        "0 are to be looked at"
-    )
-    assert lines[-2] == (
-        "beside the manifest before: 0 videos are new, 0 have changed, 0 are gone, 39 are as they were"
-    )
+    assert lines[0] == "39 videos: 39 known and unchanged, 0 to look at"
+    assert lines[-2] == "compared with the manifest before: 0 new, 0 changed, 0 gone, 39 unchanged"
     assert lines[-1] == done.stdout.splitlines()[-1]
 
 
@@ -69,7 +64,7 @@ def slow(entry, **how):
     time.sleep(0.3)
     return examine(entry, **how)
 
-clips.pipeline.prepare = functools.partial(clips.pipeline.prepare, examine=slow)
+clips.pipeline.look_inside = functools.partial(clips.pipeline.look_inside, examine=slow)
 sys.argv = sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
@@ -117,9 +112,7 @@ def test_a_job_that_is_killed_or_interrupted_goes_on_where_it_was(tmp_path: Path
     done = prepare(*job[1:])
     assert (done.returncode, done.stderr) == (0, "")
     said = re.match(
-        r"60 videos: 0 are known and unchanged, (\d+) were looked at by the scan that was interrupted, "
-        r"(\d+) are to be looked at\n",
-        done.stdout,
+        r"60 videos: (\d+) done by the scan that was interrupted, (\d+) to look at\n", done.stdout
     )
     assert said is not None, done.stdout
     resumed, rest = map(int, said.groups())

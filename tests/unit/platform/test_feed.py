@@ -41,7 +41,7 @@ def batch_of(number: int, attempt: int = 1, count: int = 2) -> dict[str, Any]:
     return {
         "item": np.full(count, number),
         "attempt": np.full(count, attempt),
-        "decode_s": np.zeros(count),
+        **{n: np.zeros(count) for n in ("decode_s", "read_bytes", "requests")},
         "frames": np.full((count, 2, 4, 4, 3), number % 256, np.uint8),
         "label": np.zeros(count, np.int64),
         **{n: np.full(count, "", dtype=object) for n in ("reason", "kind", "stage")},

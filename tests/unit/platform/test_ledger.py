@@ -62,6 +62,16 @@ def test_a_steps_visits_are_its_valid_positions(ledger: Ledger) -> None:
     assert sum(counts) == ledger.visits
 
 
+@given(ledgers())
+def test_the_step_after_an_epoch_is_the_first_that_begins_in_another(ledger: Ledger) -> None:
+    begins = [
+        int(ledger.unit(step * ledger.units_per_step).epoch[0]) for step in range(ledger.steps)
+    ]
+    for step, epoch in enumerate(begins):
+        later = (s for s in range(step + 1, ledger.steps) if begins[s] != epoch)
+        assert ledger.epoch_after(step) == next(later, ledger.steps)
+
+
 def units(ledger: Ledger) -> range:
     return range(ledger.steps * ledger.units_per_step)
 

@@ -81,6 +81,9 @@ def test_each_step_is_reported_once_with_evaluations_at_their_steps(
         "data/valid_clips",
         "data/clips_per_s",
         "data/wait",
+        "data/decode_ms_per_clip",
+        "data/bytes_per_clip",
+        "data/requests_per_clip",
     }
 
 
