@@ -13,7 +13,8 @@ import pytest
 from clips import ClipConfig, DecodeConfig, Manifest, examine, find_videos
 from clips.decode import open_video
 from clips.decode.source import local_copy
-from clips.load import Take, load_views, read_crops
+from clips.disposable import take_clips
+from clips.load import Take, finish, load_views, read_crops
 from clips.shards import Member, members
 from clips.sources import VIDEO_SUFFIXES
 from odd_videos import video
@@ -142,6 +143,7 @@ def test_videos_of_shards_become_rows_and_are_read_like_files(tmp_path: Path) ->
     assert copy == H264
     take = Take(in_shard, ClipConfig(), 8, 32, seeds=(1,))
     np.testing.assert_array_equal(read_crops(take, copy)[0], read_crops(take)[0])
+    np.testing.assert_array_equal(take_clips(take), finish(take, read_crops(take)))
 
 
 def test_a_single_shard_is_a_source_and_no_line_of_a_list(tmp_path: Path) -> None:
