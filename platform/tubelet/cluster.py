@@ -37,7 +37,7 @@ _DRIVER_ONLY = {
     "RAY_DEDUP_LOGS": "0",
     "RAY_OVERRIDE_JOB_RUNTIME_ENV": "1",  # a submitted job may set one of ours: the same value, not a conflict
 }
-_SMALLEST_STORE = 256 << 20
+_SMALLEST_STORE, _LARGEST_STORE = 256 << 20, 4 << 30
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def connect(*, trainer_cpus: float, store_bytes: int = _SMALLEST_STORE) -> Clust
             ray.init(
                 num_cpus=cpus,
                 include_dashboard=True,  # without it a killed controller leaks its placement group (measured)
-                object_store_memory=max(_SMALLEST_STORE, store_bytes),
+                object_store_memory=store_bytes,
                 runtime_env=environment,
                 logging_level=logging.WARNING,
             )
@@ -96,6 +96,15 @@ def connect(*, trainer_cpus: float, store_bytes: int = _SMALLEST_STORE) -> Clust
 
 
 _started_here = False
+
+
+def store_bytes(unit_bytes: int, *, workers: int, prefetch: int) -> int:
+    """Object store for a run on a cluster of its own: units with the workers, on their way, and being made.
+
+    Ray Data lets decoding use half of it and holds tasks back beyond that.
+    """
+    waiting = workers * (prefetch + 2) + 8
+    return max(_SMALLEST_STORE, min(_LARGEST_STORE, 3 * unit_bytes * waiting))
 
 
 def check_room(

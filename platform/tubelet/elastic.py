@@ -183,9 +183,11 @@ def _workers(job: Job, found: cluster.Cluster) -> tuple[int, int]:
 
 def _store_bytes(job: Job) -> int:
     plan = job.plan
-    unit = plan.clips_per_unit * plan.frames * plan.size * plan.size * 3
-    waiting = job.recipe.elastic.max_workers * (job.recipe.data.prefetch + 2) + 8
-    return min(4 << 30, 3 * unit * waiting)
+    return cluster.store_bytes(
+        plan.clips_per_unit * plan.frames * plan.size * plan.size * 3,
+        workers=job.recipe.elastic.max_workers,
+        prefetch=job.recipe.data.prefetch,
+    )
 
 
 def _track(
