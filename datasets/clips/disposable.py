@@ -68,7 +68,11 @@ def take_clips(take: Take, *, cache: Cache | None = None) -> np.ndarray:
     def read(source: str | bytes) -> np.ndarray:
         return _decoder(os.getpid()).take(take, source)
 
-    return with_local_copy(read, video.uri, size=video.size, cache=cache)
+    if video.container == "frames":  # only the pictures that are wanted are fetched, over there
+        return read(video.uri)
+    return with_local_copy(
+        read, video.uri, size=video.size, etag=video.etag, offset=video.offset, cache=cache
+    )
 
 
 def call(function: Callable[..., T], *arguments: Any, decode: DecodeConfig) -> T:

@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 
 from clips import storage
 from clips.decode import DEFAULT_DECODE, DecodeConfig, DecodeError
+from clips.decode.source import shard_of
 
 if TYPE_CHECKING:
     from clips.decode.pyav import PyavReader
@@ -40,6 +41,12 @@ class Entry:
     split: str | None = None
     start_s: float | None = None
     end_s: float | None = None
+    container: str | None = None
+    """`frames`: a folder of pictures; else not known yet."""
+    frames: int | None = None
+    """How many there are, where a list says so."""
+    offset: int | None = None
+    """Of a member of a tar shard: where its bytes begin."""
 
 
 @dataclass(frozen=True)
@@ -74,18 +81,22 @@ class Rejected:
 
 
 def probe(
-    source: str | bytes, *, decode: DecodeConfig = DEFAULT_DECODE, size: int | None = None
+    source: str | bytes,
+    *,
+    decode: DecodeConfig = DEFAULT_DECODE,
+    size: int | None = None,
+    offset: int | None = None,
 ) -> Probe:
     """Look inside a video, at a path or URI or in memory; its first and its middle frame are decoded as proof.
 
-    `size` is the length of a remote object, where it is known.
+    `size` is the length of a remote object, where it is known, `offset` its place in a tar shard.
 
     Raises:
         DecodeError: It cannot be used; the kind says why.
     """
     from clips.decode.pyav import PyavReader  # here, because finding videos needs no FFmpeg
 
-    with PyavReader(source, config=decode, size=size) as reader:
+    with PyavReader(source, config=decode, size=size, offset=offset) as reader:
         return probe_opened(reader)
 
 
@@ -109,6 +120,26 @@ def probe_opened(reader: "PyavReader") -> Probe:
     )
 
 
+def probe_frames(folder: str, *, decode: DecodeConfig = DEFAULT_DECODE) -> Probe:
+    """Look into a folder of pictures, at a path or URI; see `probe`."""
+    from clips.decode.frames import CONTAINER, FramesReader
+
+    with FramesReader(folder, config=decode) as reader:
+        (pictures,) = reader.read([np.array([0, reader.frames // 2])])
+        return Probe(
+            container=CONTAINER,
+            codec=reader.codec,
+            pixel_format=reader.pixel_format,
+            width=pictures.shape[2],
+            height=pictures.shape[1],
+            rotation=0,
+            fps=reader.fps,
+            frames=reader.frames,
+            duration_s=reader.frames / reader.fps,
+            keyframe_spacing=1,
+        )
+
+
 def examine(
     entry: Entry, *, root: str, decode: DecodeConfig = DEFAULT_DECODE
 ) -> dict[str, Any] | Rejected:
@@ -119,7 +150,10 @@ def examine(
     """
     uri = storage.join(root, entry.video_id)
     try:
-        found = probe(uri, decode=decode, size=entry.size)
+        if entry.container == "frames":
+            found = probe_frames(uri, decode=decode)
+        else:
+            found = probe(uri, decode=decode, size=entry.size, offset=entry.offset)
     except DecodeError as error:
         if error.kind == "io":
             return _unreadable(entry, error.message, root=root)
@@ -130,6 +164,9 @@ def examine(
         raise
     if found.frames < 2:
         return Rejected(entry.video_id, "one_frame", "it holds a single frame: nothing moves")
+    if entry.frames not in (None, found.frames):
+        message = f"the list says {entry.frames} frames, but the folder holds {found.frames}"
+        return Rejected(entry.video_id, "missing_frames", message)
     if entry.start_s is not None and entry.start_s >= found.duration_s:
         return behind_the_end(entry, found.duration_s)
     return {**asdict(entry), **asdict(found)}
@@ -152,7 +189,11 @@ def _unreadable(entry: Entry, message: str, *, root: str) -> Rejected:
     """Return the rejection of a file whose bytes cannot be read, if others of the same place can."""
     uri = storage.join(root, entry.video_id)
     try:
-        storage.stat(uri)
+        if entry.container == "frames":
+            if not storage.list_names(uri):
+                return Rejected(entry.video_id, "missing", "it was listed, and is gone since")
+        else:
+            storage.stat(uri if entry.offset is None else shard_of(uri))
     except storage.StorageError as error:
         if error.kind != "missing" or _is_gone(root):
             raise
@@ -190,9 +231,11 @@ def examine_content(
         StorageError: It cannot be read for a reason that is not its own.
     """
     entry = video.entry
+    if entry.container == "frames":  # its etag is made of those of its pictures already
+        return examine(entry, root=root, decode=decode)
     uri = storage.join(root, entry.video_id)
     try:
-        etag = content_hash(uri, size=entry.size)
+        etag = content_hash(uri, size=entry.size, offset=entry.offset)
     except storage.StorageError as error:
         if error.kind != "missing":
             raise
@@ -203,14 +246,16 @@ def examine_content(
     return replace(found, etag=etag) if isinstance(found, Rejected) else {**found, "etag": etag}
 
 
-def content_hash(uri: str, *, size: int) -> str:
-    """Return `blake2b:` and the hash of the `size` bytes at `uri`, as hex."""
+def content_hash(uri: str, *, size: int, offset: int | None = None) -> str:
+    """Return `blake2b:` and the hash of the `size` bytes at `uri`, as hex; `offset` is that of a member of a shard."""
+    place, begin = (uri, 0) if offset is None else (shard_of(uri), offset)
     digest = hashlib.blake2b(digest_size=20)
     if uri.startswith(("http://", "https://")):  # not every web server knows of ranges
         digest.update(storage.read_bytes(uri))
     else:
         for start in range(0, size, _PART_BYTES):
-            digest.update(storage.read_range(uri, start=start, length=_PART_BYTES))
+            length = min(_PART_BYTES, size - start)
+            digest.update(storage.read_range(place, start=begin + start, length=length))
     return f"blake2b:{digest.hexdigest()}"
 
 

@@ -3,7 +3,8 @@
 Three forms are read, told apart by their first line:
 
 * the authors' V1 lists: `path label`, one space between;
-* the authors' V2 lists: `path 0 -1` (start and number of frames; these values mean a video file);
+* the authors' V2 lists: `path start total`, number of the first frame and how many: `0 -1` means a
+  video file, others a folder of frames, whose numbers start at 0 or 1;
 * a CSV with a header: `path`, then any of `label`, `split`, `start_s`, `end_s`. The only form for
   paths with spaces.
 
@@ -22,8 +23,8 @@ from clips import storage
 from clips.addresses import refusal, secret_in, shown
 
 _ALLOWED = (
-    "allowed: 'path label' (one space, no spaces in the path), 'path 0 -1', or a CSV whose first "
-    "line names its columns: path, and any of label, split, start_s, end_s"
+    "allowed: 'path label' (one space, no spaces in the path), 'path 0 -1', 'path 1 TOTAL' for a folder of "
+    "frames, or a CSV whose first line names its columns: path, and any of label, split, start_s, end_s"
 )
 _COLUMNS = ("path", "label", "split", "start_s", "end_s")
 _MOST_SHOWN = 10
@@ -40,6 +41,8 @@ class Listed:
     split: str | None = None
     start_s: float | None = None
     end_s: float | None = None
+    frames: int | None = None
+    """How many pictures there are, of a folder of frames."""
     line: int = 0
     """Where it stands, from 1."""
 
@@ -152,10 +155,12 @@ def _plain_row(line: str, number: int) -> Listed:
     if fields == ["0", "-1"]:
         return Listed(path, line=number)
     if len(fields) == 2 and all(field.lstrip("-").isdigit() for field in fields):
-        raise _Mistake(
-            f"start {fields[0]} and total {fields[1]} describe a folder of frames, which cannot be "
-            "read; a video has '0 -1'"
-        )
+        if fields[0] not in ("0", "1") or int(fields[1]) < 1:
+            raise _Mistake(
+                f"start {fields[0]} and total {fields[1]}: a video has '0 -1', and a folder of frames "
+                "starts at 0 or 1 and has one frame or more"
+            )
+        return Listed(path, frames=int(fields[1]), line=number)
     raise _Mistake(f"more than one space in {shown(line)!r}: a path with spaces needs the CSV form")
 
 

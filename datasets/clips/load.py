@@ -144,17 +144,31 @@ def read_crops(take: Take, source: str | bytes | None = None) -> list[np.ndarray
     Raises:
         DecodeError: The video, or a wanted frame, cannot be decoded.
     """
-    source = take.video.uri if source is None else source
 
     def boxes(width: int, height: int) -> list[Box]:
         return _boxes(take, width, height)
 
-    with open_video(source, config=take.decode, size=take.video.size or None) as reader:
+    with _opened(take, source) as reader:
         try:
             return reader.read(_indices(take, reader), boxes=boxes)
         except DecodeError as error:
             error.stage = "decoding"
             raise
+
+
+def _opened(take: Take, source: str | bytes | None) -> Reader:
+    video = take.video
+    if video.container == "frames":
+        from clips.decode.frames import FramesReader  # here, because loading needs no FFmpeg before
+
+        return FramesReader(video.uri, config=take.decode)
+    own = source is None or source == video.uri  # else it is a copy: of the video alone
+    return open_video(
+        video.uri if source is None else source,
+        config=take.decode,
+        size=video.size or None,
+        offset=video.offset if own else None,
+    )
 
 
 def finish(take: Take, crops_THWC: list[np.ndarray]) -> np.ndarray:

@@ -32,8 +32,11 @@ if TYPE_CHECKING:
 
 pc: Any = pyarrow.compute  # made at run time: no type checker sees its functions
 
-_VERSION = 2
-_PLAIN = ("video_id", "size", "start_s", "end_s", "frames", "fps", "duration_s", "width", "height")
+_VERSION = 3
+_PLAIN = (
+    *("video_id", "size", "start_s", "end_s", "frames", "fps", "duration_s", "width", "height"),
+    *("etag", "container", "offset"),
+)
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,11 @@ class Video:
     duration_s: float | None
     width: int | None
     height: int | None
+    etag: str | None = None
+    container: str | None = None
+    """`frames`: a folder of pictures."""
+    offset: int | None = None
+    """Of a member of a tar shard (`<shard>.tar/<member>`): where its `size` bytes begin."""
 
 
 class LocalTable:

@@ -69,9 +69,11 @@ SCHEMA = pa.schema(
         ("frames", pa.int64()),
         ("duration_s", pa.float64()),
         ("keyframe_spacing", pa.int32()),
+        ("offset", pa.int64()),
     ]
 )
-"""The columns of version 1. Width and height are as displayed, after the rotation."""
+"""The columns of version 1. Width and height are as displayed, after the rotation. `offset` is where a member of a tar
+shard begins in it (adr/0007); null for files of their own."""
 
 _KEY = "tubelet.manifest"
 ROW_GROUP = 100_000

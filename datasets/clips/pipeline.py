@@ -36,6 +36,7 @@ from clips.preparation import (
     look,
 )
 from clips.settling import Prepared, settle
+from clips.shard_copies import Shard, deal, make_shard
 from clips.sources import Found
 from clips.transcode import Encoder, Quality, make_copy, write_quality
 
@@ -64,8 +65,8 @@ _ENDED = (
     ray.exceptions.OutOfMemoryError,
     ray.exceptions.NodeDiedError,
 )
-Result = dict[str, Any] | Rejected
-Item = Entry | Recheck
+Result = Any  # a row or why there is none; of a shard, a list of them
+Item = Entry | Recheck | Shard
 Work = Callable[[Any], Result]
 
 
@@ -76,15 +77,19 @@ class TranscodeConfig:
     source: str
     """Manifest of the videos to copy."""
     target: str
-    """Folder or s3:// prefix for the copies, which keep their paths."""
+    """Folder or s3:// prefix for the copies, which keep their paths, or for the shards."""
     manifest: str
     """Where to write the copies' manifest (Parquet); rejected files and quality are listed beside it."""
+    shard_mb: int | None = None
+    """If set, copies go into tar shards (WebDataset's form), each of about so many MiB of sources."""
     encoder: Encoder = field(default_factory=Encoder)
     decode: DecodeConfig = field(default_factory=lambda: DecodeConfig(seconds=600.0))
     """For reading the sources; `decode.seconds` bounds the whole work on one video."""
 
     def __post_init__(self) -> None:
         check_name(self.manifest)
+        if self.shard_mb is not None and self.shard_mb < 1:
+            raise ValueError(f"shard_mb is {self.shard_mb}; it must be at least 1, or null")
         if self.manifest == self.source:
             raise ValueError(
                 "manifest is the source itself: give the copies' manifest another name"
@@ -105,15 +110,13 @@ class Transcoded:
     def summary(self) -> str:
         """Bytes and picture quality, in a line for people."""
         before, after = (sum(getattr(q, n) for q in self.quality) for n in ("source_size", "size"))
-        measured = [q for q in self.quality if q.psnr_db is not None]
-        there = len(self.quality) - len(measured)
-        text = f"{before / 2**20:,.1f} MiB became {after / 2**20:,.1f} MiB ({after / before:.2f} x)"
-        if measured:
-            worst = min(measured, key=lambda q: q.psnr_db or 0.0)
-            mean = sum(q.psnr_db or 0.0 for q in measured) / len(measured)
-            text += (
-                f"; PSNR {mean:.1f} dB in the mean, {worst.psnr_db:.1f} at worst ({worst.video_id})"
-            )
+        worst = min(self.quality, key=lambda q: q.psnr_db)
+        mean = sum(q.psnr_db for q in self.quality) / len(self.quality)
+        there = sum(q.kept for q in self.quality)
+        text = (
+            f"{before / 2**20:,.1f} MiB became {after / 2**20:,.1f} MiB ({after / before:.2f} x); "
+            f"PSNR {mean:.1f} dB in the mean, {worst.psnr_db:.1f} at worst ({worst.video_id})"
+        )
         if there:
             text += f"; {there} copies were there already"
         return f"{text}; each in {storage.redact(self.quality_uri)}"
@@ -182,18 +185,16 @@ def transcode(
             f"target {storage.redact(target)} is where the sources are: name another place"
         )
     rows = source.table.to_pylist()
-    entries = [
-        Entry(video_id, size, etag)
-        for video_id, (size, etag) in {
-            row["video_id"]: (row["size"], row["etag"]) for row in rows
-        }.items()
-    ]
+    entries = list({row["video_id"]: _video(row) for row in rows}.values())
     rejected_uri = rejected_place(config.manifest)
     quality_uri = f"{config.manifest.removesuffix('.parquet')}.quality.parquet"
-    work = functools.partial(
-        make_copy, root=source.root, target=target, encoder=config.encoder, decode=config.decode
-    )
-    made, rejected = _collect(entries, work, config.decode, rejected_uri, progress)
+    how: dict[str, Any] = {"encoder": config.encoder, "decode": config.decode}
+    items: list[Any] = list(entries)
+    work = functools.partial(make_copy, root=source.root, target=target, **how)
+    if config.shard_mb is not None:
+        items = list(deal(entries, megabytes=config.shard_mb))
+        work = functools.partial(make_shard, root=source.root, target=target, **how)
+    made, rejected = _collect(items, work, config.decode, rejected_uri, progress)
     if not made:
         raise ValueError(
             f"none of the {len(entries)} videos of {storage.redact(config.source)} can be copied; "
@@ -201,7 +202,7 @@ def transcode(
         )
     quality = tuple(
         sorted(
-            (Quality(c["source"], c["source_size"], c["size"], c["psnr_db"]) for c in made),
+            (Quality(c["source"], *(c[n] for n in _QUALITY)) for c in made),
             key=lambda q: q.video_id,
         )
     )
@@ -217,25 +218,36 @@ def transcode(
 
 
 _CARRIED = ("label", "labels", "split", "start_s", "end_s", "boxes")
+_QUALITY = ("source_size", "size", "psnr_db", "kept")
+
+
+def _video(row: dict[str, Any]) -> Entry:
+    """The video of a row: without split and span."""
+    return Entry(
+        **{n: row[n] for n in ("video_id", "size", "etag", "label", "container", "offset")}
+    )
 
 
 def _collect(
-    entries: list[Entry],
+    items: list[Any],
     work: Work,
     decode: DecodeConfig,
     rejected_uri: str,
     progress: Callable[[Progress], None] | None,
 ) -> tuple[list[dict[str, Any]], list[Rejected]]:
-    """Do the work on all entries and write the list of the rejected ones, in any case."""
+    """Do the work on all videos or shards and write the list of the rejected videos, in any case."""
+
+    def seconds(item: Any) -> float:
+        # Each video of a shard may be tried twice; once more is for the shard itself.
+        return decode.wall_seconds * (2 * len(item.entries) + 1 if isinstance(item, Shard) else 1)
+
     rows: list[dict[str, Any]] = []
     rejected: list[Rejected] = []
     write_rejected([], rejected_uri)  # now, so that an unwritable place shows at once
-    for pairs in spread(entries, work, total=len(entries), seconds=lambda _: decode.wall_seconds):
-        for _, one in pairs:
-            if isinstance(one, Rejected):
-                rejected.append(one)
-            else:
-                rows.append(one)
+    for pairs in spread(items, work, total=len(items), seconds=seconds):
+        results = [one for _, made in pairs for one in (made if isinstance(made, list) else [made])]
+        rejected += [one for one in results if isinstance(one, Rejected)]
+        rows += [one for one in results if not isinstance(one, Rejected)]
         if progress is not None:
             progress(Progress(len(rows), len(rejected)))
     rejected.sort(key=lambda r: r.video_id)
@@ -289,7 +301,7 @@ def spread(
             raise
 
 
-def _entry(item: Item) -> Entry:
+def _entry(item: Item) -> Entry | Shard:
     return item.entry if isinstance(item, Recheck) else item
 
 

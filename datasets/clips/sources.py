@@ -11,26 +11,24 @@ walked through, sorted, and kept in files beyond a few hundred thousand (`sortin
 no memory. What a list names but is not there becomes an entry with a reason.
 """
 
-import contextlib
+import functools
 import itertools
 import os
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from operator import attrgetter
 from typing import Literal, TypeVar
 
 import pyarrow as pa
 
-from clips import storage
+from clips import frames, shards, storage
 from clips.addresses import refuse_secrets
 from clips.ingest import Entry, Rejected
 from clips.lists import Mistakes, read_list
+from clips.lookups import files_below, in_turn, is_folder, looked_up
 from clips.manifest import SCHEMA
 from clips.sorting import SortedRows
-from clips.storage import FileInfo, StorageError
-from clips.storage.listing import local_info
+from clips.storage import FileInfo
 
 VIDEO_SUFFIXES = (
     *(".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".m2ts"),
@@ -49,7 +47,6 @@ _SPLITS = {
     "valid": "val",
     "test": "test",
 }
-_AT_ONCE = 32  # requests for single objects
 _TOLD_EVERY = 10_000
 
 _FIELDS = tuple(field.name for field in fields(Entry))
@@ -59,6 +56,8 @@ ENTRIES = pa.schema(
     + [("reason", pa.string()), ("message", pa.string())]
 )
 """Columns of entries that are walked through: those of `Entry`, and why one cannot be looked at (null: it can)."""
+Row = tuple[Entry, str | None, str | None]
+"""An entry, and why it cannot be looked at: reason and message, or None."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +87,7 @@ class Found:
         )
 
 
-def entries_in(rows: SortedRows) -> Iterator[tuple[Entry, str | None, str | None]]:
+def entries_in(rows: SortedRows) -> Iterator[Row]:
     """Yield entries in order, each with why it cannot be looked at (reason and message, or None)."""
     for *values, reason, message in rows.rows():
         yield Entry(*values), reason, message
@@ -121,43 +120,76 @@ def find_videos(
     refuse_secrets(root or "", what="root")
     source = storage.absolute(source)
     suffix = os.path.splitext(source)[1].lower()
-    if suffix in LIST_SUFFIXES and not _is_folder(source):
+    if suffix in LIST_SUFFIXES and not is_folder(source):
         return _from_list(source, root=root, progress=progress)
     if root is not None:
         raise ValueError(
             f"root goes with a list file ({', '.join(LIST_SUFFIXES)}), and {_shown(source)} is none"
         )
-    if suffix in VIDEO_SUFFIXES and not _is_folder(source):
+    if suffix in (*VIDEO_SUFFIXES, shards.SUFFIX) and not is_folder(source):
         folder, _, name = source.rpartition("/")
         info = storage.stat(source)
-        return _gathered(folder, [Entry(name, info.size, info.etag)])
+        file = FileInfo(name, info.size, info.etag)
+        return _gathered(folder, entries_of(file, source=folder, labels="none"))
     return _from_folder(source, labels=labels, progress=progress)
 
 
-def entries_of(file: FileInfo, *, source: str, labels: Labels) -> list[Entry]:
-    """Return what a listed file is: a video, or nothing that is known.
+def entries_of(file: FileInfo, *, source: str, labels: Labels) -> list[Row]:
+    """Return what a listed file is: a video, a folder of frames, the videos of a shard, or nothing that is known.
 
     Args:
         file: Its path is relative to `source`.
         source: The listed folder or prefix.
-        labels: See `find_videos`.
+        labels: See `find_videos`; what stands beside a video in a shard comes first.
 
     Raises:
         ValueError: It lies in no class folder, and should.
     """
-    parts = file.path.split("/")
-    if os.path.splitext(file.path)[1].lower() not in VIDEO_SUFFIXES:
+    folder, shard = isinstance(file, frames.Folder), file.path.lower().endswith(shards.SUFFIX)
+    if not (folder or shard or _is_video(file.path)):
         return []
     split = label = None
     if labels == "folders":
-        split, label = _folder_label(parts[:-1], source=source, path=file.path)
-    return [Entry(file.path, file.size, file.etag, label=label, split=split)]
+        split, label = _folder_label(file.path.split("/")[:-1], source=source, path=file.path)
+    entry = Entry(file.path, file.size, file.etag, label=label, split=split)
+    if shard:
+        return _in_shard(entry, source)
+    return [(replace(entry, container="frames") if folder else entry, None, None)]
 
 
-def _gathered(root: str, entries: Iterable[Entry]) -> Found:
+def _is_video(path: str) -> bool:
+    return os.path.splitext(path)[1].lower() in VIDEO_SUFFIXES
+
+
+def _in_shard(shard: Entry, source: str) -> list[Row]:
+    """The videos of a shard, each with the shard's etag."""
+    place = storage.join(source, shard.video_id)
+    try:
+        found = shards.members(place, size=shard.size, suffixes=VIDEO_SUFFIXES)
+    except shards.NotAShard as error:
+        return [(shard, "corrupt", str(error))]
+    if not found:
+        return [(shard, "empty", "no video is in this shard")]
+    return [
+        (
+            replace(
+                shard,
+                video_id=f"{shard.video_id}/{member.name}",
+                size=member.size,
+                offset=member.offset,
+                label=member.label or shard.label,
+            ),
+            None,
+            None,
+        )
+        for member in found
+    ]
+
+
+def _gathered(root: str, found: Iterable[Row]) -> Found:
     rows = SortedRows(ENTRIES)
-    for entry in entries:
-        rows.append((*_values(entry), None, None))
+    for entry, reason, message in found:
+        rows.append((*_values(entry), reason, message))
     return Found(root, rows)
 
 
@@ -167,15 +199,23 @@ def _gathered(root: str, entries: Iterable[Entry]) -> Found:
 def _from_folder(source: str, *, labels: Labels, progress: Count | None) -> Found:
     others = 0
 
-    def walk() -> Iterator[Entry]:
-        nonlocal others
-        for file in counted(_files_below(source), progress):
+    def seen() -> Iterator[FileInfo]:
+        for file in counted(files_below(source), progress):
             parts = file.path.split("/")
-            if any(part.startswith(".") or part == "__MACOSX" for part in parts):
-                continue
-            found = entries_of(file, source=source, labels=labels)
+            if not any(part.startswith(".") or part == "__MACOSX" for part in parts):
+                yield file
+
+    def walk() -> Iterator[Row]:
+        nonlocal others
+        look = functools.partial(entries_of, source=source, labels=labels)
+        for found in in_turn(
+            look, frames.with_folders(seen(), is_video=_is_video), _is_remote_shard
+        ):
             others += not found
             yield from found
+
+    def _is_remote_shard(file: FileInfo) -> bool:
+        return file.path.lower().endswith(shards.SUFFIX) and not storage.is_local(source)
 
     found = _gathered(source, walk())
     if not len(found):
@@ -210,7 +250,7 @@ def counted(items: Iterable[T], progress: Count | None) -> Iterator[T]:
 
 _LISTED = pa.schema(
     [
-        *(SCHEMA.field(name) for name in ("video_id", "start_s", "end_s", "label", "split")),
+        *(SCHEMA.field(n) for n in ("video_id", "start_s", "end_s", "label", "split", "frames")),
         ("line", pa.int64()),
     ]
 )
@@ -224,7 +264,7 @@ def _from_list(source: str, *, root: str | None, progress: Count | None) -> Foun
         path = row.path
         if "://" not in path:
             path = path if os.path.isabs(path) else storage.join(base, path)
-        listed.append((path, row.start_s, row.end_s, row.label, row.split, row.line))
+        listed.append((path, row.start_s, row.end_s, row.label, row.split, row.frames, row.line))
     _check_unique(source, listed, base)
     if not all(path.startswith(f"{base}/") for path in listed.ends()):
         base = common_folder(*listed.ends())
@@ -233,15 +273,19 @@ def _from_list(source: str, *, root: str | None, progress: Count | None) -> Foun
     there = 0
     groups = itertools.groupby(listed.rows(), key=lambda row: row[0])
     paths, groups = itertools.tee((path, list(group)) for path, group in groups)
-    found = _looked_up((path for path, _ in paths), base, count=len(listed))
+    found = looked_up(
+        ((path, group[0][5] is not None) for path, group in paths), base, count=len(listed)
+    )
     for (path, group), (info, reason, message) in zip(
         groups, counted(found, progress), strict=True
     ):
         there += reason is None
         size, etag = (info.size, info.etag) if info else (None, None)
-        for _, start_s, end_s, label, split, _ in group:
+        container = "frames" if isinstance(info, frames.Folder) else None
+        for _, start_s, end_s, label, split, count, _ in group:
             spans = {"start_s": start_s, "end_s": end_s}
             entry = Entry(path[cut:], size, etag, label, split, **spans)  # pyright: ignore[reportArgumentType]
+            entry = replace(entry, container=container, frames=count)
             rows.append((*_values(entry), reason, message))
     if not there:
         if storage.is_local(base) and not os.path.isdir(base):
@@ -268,91 +312,6 @@ def common_folder(first: str, last: str) -> str:
     same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(*shared, strict=False))
     base = "/".join(part for part, _ in same)
     return "" if base.endswith(":/") or base.endswith(":") else base
-
-
-_Looked = tuple[FileInfo | None, str | None, str | None]
-"""What is at a place, or None and why: reason and message."""
-
-
-def _looked_up(paths: Iterable[str], base: str, *, count: int) -> Iterator[_Looked]:
-    """Yield what is at each of `count` sorted paths, all below `base` if there is one."""
-    if base and not storage.is_local(base) and not _is_web(base):
-        return _listed_below(paths, base, count=count)
-    return _asked_for(paths)
-
-
-def _listed_below(paths: Iterable[str], base: str, *, count: int) -> Iterator[_Looked]:
-    """Look into a listing, at a request for a thousand files; if that has cost as much as asking for each, ask."""
-    files = _files_below(base)
-    file = next(files, None)
-    paths = iter(paths)
-    passed = 0
-    for path in paths:
-        name = path[len(base) + 1 :]
-        while file is not None and file.path < name and passed < _A_REQUEST * count:
-            file = next(files, None)
-            passed += 1
-        if passed >= _A_REQUEST * count:
-            yield from _asked_for(itertools.chain([path], paths))
-            return
-        yield (file, None, None) if file is not None and file.path == name else _NOT_THERE
-
-
-_A_REQUEST = 1000  # files in a page of a listing
-_NOT_THERE: _Looked = (None, "missing", "the list names it, but it is not there")
-
-
-def _asked_for(paths: Iterable[str]) -> Iterator[_Looked]:
-    """Ask for each: local files at once, others with many requests under way."""
-    waiting: deque[Future[_Looked] | _Looked] = deque()
-    pool = ThreadPoolExecutor(_AT_ONCE)
-    try:
-        for path in paths:
-            waiting.append(_judged(path) if storage.is_local(path) else pool.submit(_judged, path))
-            if len(waiting) > 4 * _AT_ONCE:
-                yield _value(waiting.popleft())
-        while waiting:
-            yield _value(waiting.popleft())
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _value(found: "Future[_Looked] | _Looked") -> _Looked:
-    return found.result() if isinstance(found, Future) else found
-
-
-def _judged(path: str) -> _Looked:
-    if storage.is_local(path):
-        with contextlib.suppress(OSError):  # what it means, the slower way below says
-            return local_info(storage.local_path(path), named=path), None, None
-    try:
-        return storage.stat(path), None, None
-    except StorageError as error:
-        if error.kind == "missing":
-            return _NOT_THERE
-        # A web server's refusal is about one file; a bucket's, about who asks.
-        if error.kind not in ("denied", "unsupported") or not _is_web(path):
-            raise
-        return None, error.kind, str(error)
-
-
-def _files_below(place: str) -> Iterator[FileInfo]:
-    for file in storage.iterate_files(place):
-        if not file.path.isascii():
-            try:
-                file.path.encode()
-            except UnicodeEncodeError:
-                what = f"the name of {file.path!r} in {_shown(place)} is not UTF-8; rename it"
-                raise ValueError(what) from None
-        yield file
-
-
-def _is_folder(place: str) -> bool:
-    return not _is_web(place) and storage.is_folder(place)
-
-
-def _is_web(place: str) -> bool:
-    return place.startswith(("http://", "https://"))
 
 
 def _shown(place: str) -> str:

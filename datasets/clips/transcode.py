@@ -7,7 +7,7 @@ refers to, so that the decoder skips those nobody asked for; `fastdecode` leaves
 files, as many bytes as the source, 39 to 46 dB, 0.5 to 2 s of a core for 10 s of video.
 
 Guarantees: as many frames as the source shows, each at its time and turned the same way; audio is left out. The copy
-says in its comment what it was made of and how, so that a later run can tell it from a stale one.
+says in its comment what it was made of and how, so that a later run can tell it from a stale one, and what it lost.
 """
 
 import json
@@ -29,6 +29,7 @@ from av.video.stream import VideoStream
 
 from clips import storage
 from clips.decode import DecodeConfig, DecodeError
+from clips.decode.frames import CONTAINER, FramesReader
 from clips.decode.pyav import PyavReader
 from clips.ingest import Entry, Probe, Rejected, probe, probe_opened, write_records
 
@@ -37,6 +38,8 @@ _CLOCK = Fraction(1, 90_000)
 _UNREFERRED = 7
 """B-frames in a row: the frames between two that have to be decoded."""
 _SAMPLED = 8
+_BLANK = "  not-yet-known  "
+"""In a copy's comment, where its PSNR will be."""
 _VERSION = 2
 
 
@@ -88,8 +91,9 @@ class Quality:
     """Of the source."""
     source_size: int
     size: int
-    psnr_db: float | None
-    """Null when the copy was there already."""
+    psnr_db: float
+    kept: bool = False
+    """Whether the copy was there already."""
 
 
 def write_quality(quality: Sequence[Quality], uri: str) -> None:
@@ -100,21 +104,27 @@ def write_quality(quality: Sequence[Quality], uri: str) -> None:
             ("source_size", pa.int64()),
             ("size", pa.int64()),
             ("psnr_db", pa.float64()),
+            ("kept", pa.bool_()),
         ]
     )
     write_records(quality, schema, uri)
 
 
-def signature(source_size: int, source_etag: str | None, encoder: Encoder) -> str:
-    """What a copy's comment says: of which bytes it was made, and how."""
+Signature = dict[str, Any]
+"""What a copy's comment says, as JSON: of which bytes it was made, and how; then what it lost (`psnr_db`)."""
+
+
+def signature(source_size: int, source_etag: str | None, encoder: Encoder) -> Signature:
+    """Return the signature of a copy of these bytes with these settings."""
     source = {"size": source_size, "etag": source_etag}
     # Begins with COPY_MARK of clips.decode.groups, by which a reader knows that groups are closed.
-    return json.dumps({"tubelet": _VERSION, "source": source, "encoder": asdict(encoder)})
+    return {"tubelet": _VERSION, "source": source, "encoder": asdict(encoder)}
 
 
 def copy_name(video_id: str) -> str:
-    """Return the video_id of a video's copy, which is an MP4 file whatever the source was."""
-    return video_id if video_id.endswith(".mp4") else f"{video_id}.mp4"
+    """Return the video_id of a video's copy, which is an MP4 file of its own whatever the source was."""
+    name = video_id.replace("://", "/").replace(".tar/", "/")
+    return name if name.endswith(".mp4") else f"{name}.mp4"
 
 
 def make_copy(
@@ -123,65 +133,88 @@ def make_copy(
     """Write the copy of one video, unless it is there already; what a worker does.
 
     Returns:
-        The probe columns of the copy with its video_id, size and etag, `source` (the source's video_id), `source_size`,
-        and `psnr_db` (null when the copy was there); or why there is none.
+        The probe columns of the copy with its video_id, size and etag, and what `Quality` wants: `source` (the source's
+        video_id), `source_size`, `psnr_db`, `kept`; or why there is none.
     """
     uri = storage.join(target, copy_name(entry.video_id))
-    comment = signature(entry.size, entry.etag, encoder)
+    made_of = signature(entry.size, entry.etag, encoder)
     try:
-        found, psnr_db = _standing(uri, comment, decode), None
+        found = _standing(uri, made_of, decode)
+        kept = found is not None
         if found is None:
-            source = storage.join(root, entry.video_id)
-            copy = transcode(
-                source, encoder=encoder, comment=comment, decode=decode, size=entry.size
-            )
+            copy = copy_of(entry, root=root, encoder=encoder, decode=decode)
             storage.write_bytes(uri, copy.data)  # whole or not at all
-            found, psnr_db = probe(copy.data, decode=decode), copy.psnr_db
+            found = probe(copy.data, decode=decode), copy.psnr_db
     except DecodeError as error:
         return Rejected(entry.video_id, error.kind, error.message)
     info = storage.stat(uri)
     return {
-        **asdict(found),
+        **asdict(found[0]),
         "video_id": copy_name(entry.video_id),
         "size": info.size,
         "etag": info.etag,
         "source": entry.video_id,
         "source_size": entry.size,
-        "psnr_db": psnr_db,
+        "psnr_db": found[1],
+        "kept": kept,
     }
 
 
-def _standing(uri: str, comment: str, decode: DecodeConfig) -> Probe | None:
+def _standing(uri: str, made_of: Signature, decode: DecodeConfig) -> tuple[Probe, float] | None:
     """What is in the copy at `uri`; None where there is none, or one of other bytes or settings."""
     try:
-        reader = PyavReader(uri, config=decode)
-    except DecodeError:
+        with PyavReader(uri, config=decode) as reader:
+            said = json.loads(reader.info.comment)
+            psnr_db = said.pop("psnr_db")
+            return (probe_opened(reader), float(psnr_db)) if said == made_of else None
+    except (DecodeError, json.JSONDecodeError, AttributeError, KeyError):  # none of ours
         return None
-    with reader:
-        return probe_opened(reader) if reader.info.comment == comment else None
+
+
+def copy_of(entry: Entry, *, root: str, encoder: Encoder, decode: DecodeConfig) -> Copy:
+    """Encode the copy of one video of a manifest; see `transcode`."""
+    return transcode(
+        storage.join(root, entry.video_id),
+        encoder=encoder,
+        made_of=signature(entry.size, entry.etag, encoder),
+        decode=decode,
+        size=entry.size,
+        offset=entry.offset,
+        container=entry.container,
+    )
 
 
 def transcode(
     source: str | bytes,
     *,
     encoder: Encoder,
-    comment: str = "",
+    made_of: Signature | None = None,
     decode: DecodeConfig,
     size: int | None = None,
+    offset: int | None = None,
+    container: str | None = None,
 ) -> Copy:
     """Encode a copy of a video and compare a sample of its frames with the source's.
 
     Args:
         source: Path, URI, or the bytes themselves.
         encoder: How to encode.
-        comment: Written into the copy's header.
+        made_of: Written into the copy's header, with the PSNR.
         decode: Limits for reading the source; its `seconds` bound the whole work.
         size: Length of a remote object, where it is known.
+        offset: Of a member of a tar shard: where its `size` bytes begin.
+        container: `frames` for a folder of pictures.
 
     Raises:
         DecodeError: The source cannot be decoded to its end, or the copy is not what it should be.
     """
-    with PyavReader(source, config=decode, size=size) as reader:
+    reader: PyavReader | FramesReader
+    if container == CONTAINER:
+        reader = FramesReader(str(source), config=decode)
+    else:
+        reader = PyavReader(source, config=decode, size=size, offset=offset)
+    comment = json.dumps({**(made_of or {}), "psnr_db": _BLANK})
+    with reader:
         kept = {i: np.empty(0) for i in _spread(reader.frames)}
         data = _encode(reader, encoder, comment, kept)
         times_s, frames = reader.times_s, reader.frames
@@ -196,11 +229,15 @@ def transcode(
             for index, frame in copy.wanted_frames(sorted(kept))
         ]
     mean_error = float(np.mean(errors))
-    return Copy(data, frames, 10 * math.log10(255**2 / mean_error) if mean_error else math.inf)
+    psnr_db = round(10 * math.log10(255**2 / mean_error), 2) if mean_error else math.inf
+    assert data.count(_BLANK.encode()) == 1, "the header has one place for what is known only now"
+    return Copy(
+        data.replace(_BLANK.encode(), f"{psnr_db:>{len(_BLANK)}}".encode()), frames, psnr_db
+    )
 
 
 def _encode(
-    reader: PyavReader, encoder: Encoder, comment: str, kept: dict[int, np.ndarray]
+    reader: PyavReader | FramesReader, encoder: Encoder, comment: str, kept: dict[int, np.ndarray]
 ) -> bytes:
     """Encode all frames; fills `kept` with the brightness of the frames it names."""
     ticks = np.rint(reader.times_s / float(_CLOCK)).astype(np.int64)
@@ -253,7 +290,7 @@ def _stream(
     return stream
 
 
-def _scaled(reader: PyavReader, short_side: int) -> Iterator[tuple[int, VideoFrame]]:
+def _scaled(reader: PyavReader | FramesReader, short_side: int) -> Iterator[tuple[int, VideoFrame]]:
     """Yield all frames in order, 8 bits, with even sides, scaled down to `short_side`."""
     reformatter, first = VideoReformatter(), None
     for index, frame in reader.wanted_frames(list(range(reader.frames))):

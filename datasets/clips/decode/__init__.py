@@ -169,12 +169,16 @@ class ReaderClass(Protocol):
     def __call__(
         self, source: str | bytes, *, config: DecodeConfig, size: int | None = None
     ) -> Reader:
-        """Open `source`; see `open_video`."""
+        """Open `source`; see `open_video`. One that reads tar shards also takes `offset`."""
         ...
 
 
 def open_video(
-    source: str | bytes, *, config: DecodeConfig = DEFAULT_DECODE, size: int | None = None
+    source: str | bytes,
+    *,
+    config: DecodeConfig = DEFAULT_DECODE,
+    size: int | None = None,
+    offset: int | None = None,
 ) -> Reader:
     """Open a video for reading.
 
@@ -182,12 +186,14 @@ def open_video(
         source: Path or URI (`s3://bucket/key`), or the encoded bytes themselves.
         config: Backend and limits.
         size: Length of a remote object, where it is known; saves a request.
+        offset: Of a member of a tar shard (`<shard>.tar/<member>`): where its `size` bytes begin.
 
     Raises:
         DecodeError: The video cannot be read.
         ValueError: The backend is not installed, or is none.
     """
-    return reader_class(config.backend)(source, config=config, size=size)
+    part = {} if offset is None else {"offset": offset}
+    return reader_class(config.backend)(source, config=config, size=size, **part)
 
 
 def reader_class(backend: str) -> ReaderClass:

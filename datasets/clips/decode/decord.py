@@ -27,9 +27,14 @@ class DecordReader:
     """A video opened with decord; see `clips.decode.Reader`."""
 
     def __init__(
-        self, source: str | bytes, *, config: DecodeConfig, size: int | None = None
+        self,
+        source: str | bytes,
+        *,
+        config: DecodeConfig,
+        size: int | None = None,
+        offset: int | None = None,
     ) -> None:
-        """Open `source`.
+        """Open `source`; see `clips.decode.open_video`.
 
         Raises:
             ValueError: decord is not installed.
@@ -43,7 +48,9 @@ class DecordReader:
             ) from error
         self._errors = (RuntimeError, decord.DECORDError, decord.DECORDLimitReachedError)
         self._name = storage.redact(source) if isinstance(source, str) else f"{len(source)} bytes"
-        self._checked = check(source, config=config, size=size, backend="decord", refusal=_refusal)
+        self._checked = check(
+            source, config=config, size=size, offset=offset, backend="decord", refusal=_refusal
+        )
         held = self._checked.source
         try:
             self._reader: Any = decord.VideoReader(

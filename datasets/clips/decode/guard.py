@@ -63,6 +63,7 @@ def check(
     *,
     config: DecodeConfig,
     size: int | None,
+    offset: int | None,
     backend: str,
     refusal: Refusal,
 ) -> Checked:
@@ -72,7 +73,7 @@ def check(
         DecodeError: `unsupported`: the backend is not exact for this kind of video. Or it cannot be
             read at all.
     """
-    held = _held(source, size)
+    held = _held(source, size, offset)
     with PyavReader(held, config=config) as reader:
         reason = refusal(_structure(reader))
         if reason is not None:
@@ -108,9 +109,9 @@ def common_refusal(structure: Structure) -> str | None:
     return None
 
 
-def _held(source: str | bytes, size: int | None) -> str | bytes:
+def _held(source: str | bytes, size: int | None, offset: int | None) -> str | bytes:
     """Return a local path, or the bytes: both decoders read remote objects to their end anyway."""
-    opened = openable(source, size=size)
+    opened = openable(source, size=size, offset=offset)
     return opened.removeprefix("file:") if isinstance(opened, str) else opened.read()
 
 

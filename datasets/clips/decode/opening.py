@@ -17,16 +17,16 @@ _PLAYLISTS = ("hls", "dash", "concat", "sdp", "rtsp", "webm_dash_manifest", "imf
 
 
 def open_stream(
-    source: str | bytes, *, size: int | None, config: DecodeConfig
+    source: str | bytes, *, size: int | None, offset: int | None = None, config: DecodeConfig
 ) -> tuple[InputContainer, VideoStream]:
-    """Open a path, a URI or encoded bytes; no frame is decoded.
+    """Open a path, a URI or encoded bytes; no frame is decoded. `offset` is that of a member of a tar shard.
 
     Raises:
         DecodeError: It is no video.
         FFmpegError: It cannot be read.
     """
     container = av.open(
-        openable(source, size=size),
+        openable(source, size=size, offset=offset),
         metadata_errors="ignore",
         options={"protocol_whitelist": "file"},
         timeout=config.wall_seconds,  # of one read: it may search gigabytes for a packet

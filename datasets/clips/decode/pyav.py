@@ -28,13 +28,13 @@ import numpy as np
 from av.container import InputContainer
 from av.packet import Packet
 from av.video.frame import VideoFrame
-from av.video.reformatter import Interpolation, VideoReformatter
 from av.video.stream import VideoStream
 
 from clips.decode import Boxes, DecodeConfig, DecodeError
 from clips.decode.failures import decode_errors
 from clips.decode.groups import Groups, closed_groups, read_groups
-from clips.decode.opening import check_pixels, open_stream
+from clips.decode.opening import open_stream
+from clips.decode.pixels import Pixels
 from clips.decode.plan import Plan
 
 _SKIPPABLE = ("h264", "hevc", "mpeg4")
@@ -65,16 +65,22 @@ class PyavReader:
         *,
         config: DecodeConfig,
         size: int | None = None,
+        offset: int | None = None,
         keep_bytes: int = _KEEP_BYTES,
     ) -> None:
-        """Open `source` and index its packets, of which at most `keep_bytes` stay in memory."""
+        """Open `source` and index its packets.
+
+        `offset` is where a member of a tar shard begins in it, `size` then its length. `keep_bytes`
+        bounds the packets that stay in memory.
+        """
         self._config = config
         self._source = source
         self._size = size
+        self._offset = offset
         self._keep_bytes = keep_bytes
         # The thread's own time: neither a busy machine nor a slow storage is the file's fault.
         self._deadline = time.thread_time() + config.seconds
-        self._reformatter = VideoReformatter()
+        self._pixels = Pixels(config)
         self.rotation = 0
         """Degrees by which the decoded frames were turned; known once a frame was read."""
         with decode_errors("opening"):
@@ -148,7 +154,8 @@ class PyavReader:
         plan = Plan(indices, boxes, frames=self.frames)
         with decode_errors("decoding"):
             for index, frame in self.wanted_frames(plan.wanted):
-                plan.store(index, self._rgb(frame))
+                self.rotation = frame.rotation
+                plan.store(index, self._pixels.rgb(frame))
         missing = plan.missing()
         if missing:
             raise DecodeError(
@@ -172,7 +179,7 @@ class PyavReader:
     # --- opening -----------------------------------------------------------------------------
 
     def _open(self) -> tuple[InputContainer, VideoStream]:
-        return open_stream(self._source, size=self._size, config=self._config)
+        return open_stream(self._source, size=self._size, offset=self._offset, config=self._config)
 
     def _index_groups(self) -> Groups | None:
         """Note what the index of a copy says; its packets are read when frames are wanted."""
@@ -367,24 +374,7 @@ class PyavReader:
         found = enumerate(_video_packets(self._container, self._stream))
         yield from itertools.dropwhile(lambda at: at[0] < position, found)
 
-    # --- pixels ------------------------------------------------------------------------------
-
-    def _rgb(self, frame: VideoFrame) -> np.ndarray:
-        """Return the frame as displayed, uint8 [H, W, 3]: a view, valid until the next call.
-
-        The whole frame is converted: copying the crop's planes first costs what it saves (measured
-        at 340x256 and 1080p). Colour is not interpolated between its samples: FFmpeg's conversion of
-        8 bits does not either, and the other backends neither for 10.
-        """
-        check_pixels(frame.width, frame.height, self._config)
-        self.rotation = frame.rotation
-        rgb = self._reformatter.reformat(
-            frame, format="rgb24", interpolation=Interpolation.POINT, threads=1
-        )
-        plane = rgb.planes[0]
-        rows = np.frombuffer(memoryview(plane), np.uint8).reshape(plane.height, plane.line_size)
-        picture_HWC = rows[:, : 3 * rgb.width].reshape(rgb.height, rgb.width, 3)
-        return np.rot90(picture_HWC, (frame.rotation // 90) % 4)
+    # --- limits ------------------------------------------------------------------------------
 
     def _check_time(self, doing: str, position: int) -> None:
         # Asking for the time costs as much as passing over a frame, so not every packet does.

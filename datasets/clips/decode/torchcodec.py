@@ -28,16 +28,26 @@ class TorchcodecReader:
     """A video opened with torchcodec; see `clips.decode.Reader`."""
 
     def __init__(
-        self, source: str | bytes, *, config: DecodeConfig, size: int | None = None
+        self,
+        source: str | bytes,
+        *,
+        config: DecodeConfig,
+        size: int | None = None,
+        offset: int | None = None,
     ) -> None:
-        """Open `source`.
+        """Open `source`; see `clips.decode.open_video`.
 
         Raises:
             ValueError: torchcodec or FFmpeg's libraries are not installed.
         """
         decoder_class = _decoder_class()
         self._checked = check(
-            source, config=config, size=size, backend="torchcodec", refusal=common_refusal
+            source,
+            config=config,
+            size=size,
+            offset=offset,
+            backend="torchcodec",
+            refusal=common_refusal,
         )
         try:
             self._decoder: Any = decoder_class(

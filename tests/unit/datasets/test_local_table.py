@@ -57,7 +57,7 @@ def test_the_file_is_named_by_the_hash_and_made_once(tmp_path: Path) -> None:
     manifest = build(4)
     manifest.local_table(str(tmp_path))
     (file,) = tmp_path.iterdir()
-    assert file.name == f"{manifest.hash}-v2.arrow"
+    assert file.name == f"{manifest.hash}-v3.arrow"
     before = file.stat().st_mtime_ns
     manifest.local_table(str(tmp_path))
     assert file.stat().st_mtime_ns == before

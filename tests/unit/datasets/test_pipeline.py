@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from clips import DecodeConfig, read_manifest
+from clips import ClipConfig, DecodeConfig, find_videos, load_views, read_manifest
 from clips.earlier import read_rejected
 from clips.ingest import Entry, Rejected, examine
 from clips.storage.errors import storage_error
-from clips.synthetic import write_videos
+from clips.synthetic import MotionConfig, write_videos
 from clips.transcode import Encoder, make_copy
 
 pytestmark = pytest.mark.cluster
@@ -207,8 +207,57 @@ def test_a_manifest_is_copied_once_a_video_and_goes_on_where_it_stopped(
     again = {p: p.stat().st_mtime_ns for p in (tmp_path / "out").rglob("*.mp4")}
     assert len(again) == 12
     assert written.items() <= again.items(), "a finished copy was written again"
-    assert [q.video_id for q in done.quality if q.psnr_db is not None] == [ids[5]]
+    assert [q.video_id for q in done.quality if not q.kept] == [ids[5]]
+    assert all(q.psnr_db > 20 for q in done.quality), "what a kept copy lost is still known"
     assert "11 copies were there already" in done.summary()
+
+
+def test_copies_in_shards_are_made_once_and_shards_that_are_done_are_kept(
+    pipeline: Any, tmp_path: Path
+) -> None:
+    fine = MotionConfig(size=256, frames=40, crf=1)
+    write_videos(tmp_path / "in", range(6), seed=1, class_folders=True, config=fine)
+    source = pipeline.prepare(
+        pipeline.PrepareConfig(
+            source=str(tmp_path / "in"), manifest=str(tmp_path / "in.parquet"), labels="folders"
+        )
+    ).manifest
+    config = pipeline.TranscodeConfig(
+        source=str(tmp_path / "in.parquet"),
+        target=str(tmp_path / "out"),
+        manifest=str(tmp_path / "out.parquet"),
+        shard_mb=1,
+        encoder=Encoder(short_side=32, preset="ultrafast"),
+        decode=DecodeConfig(seconds=20),
+    )
+    first = pipeline.transcode(config, source=source)
+    shards = sorted((tmp_path / "out").glob("*.tar"))
+    assert len(shards) > 1
+    manifest = read_manifest(config.manifest)
+    assert manifest == first.manifest
+    ids = source.table["video_id"].to_pylist()
+    assert sorted(q.video_id for q in first.quality) == ids
+    assert [i.partition(".tar/")[2] for i in manifest.table["video_id"].to_pylist()] == ids
+    assert manifest.table["label"].to_pylist() == source.table["label"].to_pylist()
+    for row in range(len(manifest)):
+        (view,) = load_views(manifest.video(row), ClipConfig(stride=1), frames=8, size=32)
+        assert view.std() > 10
+    found = find_videos(str(tmp_path / "out"))
+    assert [(e.video_id, e.offset, e.size, e.label) for e in found.entries] == [
+        tuple(row.values())
+        for row in manifest.table.select(["video_id", "offset", "size", "label"]).to_pylist()
+    ]
+
+    written = {path: path.stat().st_mtime_ns for path in shards}
+    (tmp_path / "out" / "00001.tar.json").unlink()  # as if it had been interrupted there
+    again = pipeline.transcode(config, source=source)
+    assert again.manifest.hash == first.manifest.hash
+    assert {q.video_id: q.psnr_db for q in again.quality} == {
+        q.video_id: q.psnr_db for q in first.quality
+    }
+    anew = [path.name for path in shards if path.stat().st_mtime_ns != written[path]]
+    assert anew == ["00001.tar"]
+    assert f"{sum(q.kept for q in again.quality)} copies were there already" in again.summary()
 
 
 def test_copies_never_land_among_their_sources(pipeline: Any, tmp_path: Path) -> None:
@@ -225,3 +274,5 @@ def test_copies_never_land_among_their_sources(pipeline: Any, tmp_path: Path) ->
         pipeline.transcode(config, source=source)
     with pytest.raises(ValueError, match="manifest is the source itself"):
         pipeline.TranscodeConfig(source="a.parquet", target="b", manifest="a.parquet")
+    with pytest.raises(ValueError, match="shard_mb is 0; it must be at least 1, or null"):
+        pipeline.TranscodeConfig(source="a.parquet", target="b", manifest="c.parquet", shard_mb=0)

@@ -175,7 +175,7 @@ def test_a_list_in_a_bucket_is_looked_up_with_one_listing(s3: Any) -> None:
 def test_a_few_of_very_many_are_asked_for_one_by_one(
     s3: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("clips.sources._A_REQUEST", 10)
+    monkeypatch.setattr("clips.lookups._A_REQUEST", 10)
     s3.buckets["videos"] = {f"set/{i:03d}.mp4": MP4 for i in range(100)}
     (tmp_path / "l.txt").write_text("".join(f"{i:03d}.mp4 1\n" for i in (5, 60, 70, 999)))
     found = find_videos(str(tmp_path / "l.txt"), root="s3://videos/set")
@@ -186,8 +186,8 @@ def test_a_few_of_very_many_are_asked_for_one_by_one(
 
 
 ALLOWED = (
-    "allowed: 'path label' (one space, no spaces in the path), 'path 0 -1', or a CSV whose first "
-    "line names its columns: path, and any of label, split, start_s, end_s"
+    "allowed: 'path label' (one space, no spaces in the path), 'path 0 -1', 'path 1 TOTAL' for a folder of "
+    "frames, or a CSV whose first line names its columns: path, and any of label, split, start_s, end_s"
 )
 
 
@@ -206,9 +206,9 @@ ALLOWED = (
             + ALLOWED,
         ),
         (
-            "frames/1 1 300\n",
-            "{f}:1: start 1 and total 300 describe a folder of frames, which cannot be read; a video has '0 -1'\n"
-            + ALLOWED,
+            "frames/1 2 300\n",
+            "{f}:1: start 2 and total 300: a video has '0 -1', and a folder of frames starts at 0 or 1 and has one "
+            "frame or more\n" + ALLOWED,
         ),
         ("path,label\na/1.mp4,\n", "{f}:2: no label for 'a/1.mp4' (-1 means none)\n" + ALLOWED),
         ("path,label\n,3\n", "{f}:2: no path\n" + ALLOWED),

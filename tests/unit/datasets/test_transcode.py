@@ -1,6 +1,7 @@
 """Copies: as many frames at the same times, cheap to decode, and what they say of themselves."""
 
 import io
+import json
 import math
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from clips.synthetic import (
     numbered_frames,
     read_number,
 )
-from clips.transcode import Encoder, copy_name, make_copy, signature, transcode
+from clips.transcode import Encoder, copy_name, copy_of, make_copy, signature, transcode
 
 SMALL = Encoder(short_side=64, crf=12, preset="veryfast")
 DECODE = DecodeConfig(seconds=60)
@@ -140,10 +141,11 @@ def test_an_existing_copy_is_kept_unless_it_is_of_other_bytes_or_settings(tmp_pa
     assert (first["video_id"], first["source"], first["frames"]) == ("a.avi.mp4", "a.avi", 20)
     assert first["size"] == storage.size(uri)
     with PyavReader(uri, config=DECODE) as reader:
-        assert reader.info.comment == signature(entry.size, "one", SMALL)
-    again = make(entry)
-    assert again == {**first, "psnr_db": None}
-    assert make(Entry("a.avi", entry.size, "two"))["psnr_db"] is not None
+        said = json.loads(reader.info.comment)
+    assert float(said.pop("psnr_db")) == first["psnr_db"]
+    assert said == signature(entry.size, "one", SMALL)
+    assert make(entry) == {**first, "kept": True}
+    assert make(Entry("a.avi", entry.size, "two"))["kept"] is False
     assert make(Entry("a.avi", entry.size, "two"), Encoder(short_side=32))["width"] == 32
 
 
@@ -161,12 +163,35 @@ def test_a_bad_source_is_rejected_with_its_reason(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-def test_names_of_copies_tell_them_apart() -> None:
-    assert [copy_name(n) for n in ("a/b.mp4", "a/b.avi", "a/b.MP4")] == [
-        "a/b.mp4",
-        "a/b.avi.mp4",
-        "a/b.MP4.mp4",
-    ]
+def test_names_of_copies_tell_them_apart_and_lie_below_the_target() -> None:
+    names = {
+        "a/b.mp4": "a/b.mp4",
+        "a/b.avi": "a/b.avi.mp4",
+        "a/b.MP4": "a/b.MP4.mp4",
+        "a/folder_of_frames": "a/folder_of_frames.mp4",
+        "a/0.tar/b.webm": "a/0/b.webm.mp4",
+        "https://host/a.mp4": "https/host/a.mp4",
+    }
+    assert {name: copy_name(name) for name in names} == names
+
+
+def test_folders_of_frames_and_members_of_shards_have_copies(tmp_path: Path) -> None:
+    folder = tmp_path / "frames"
+    folder.mkdir()
+    pictures = numbered_frames(12, width=128, height=96)
+    for number, frame in enumerate(pictures):
+        data = encode(
+            frame[None], Encoding(codec="mjpeg", container="image2pipe", pixel_format="yuvj420p")
+        )
+        (folder / f"{number}.jpg").write_bytes(data)
+    data = encode(pictures, Encoding(gop=5))
+    (tmp_path / "0.tar").write_bytes(bytes(512) + data + bytes(2048))
+    for entry in (
+        Entry("frames", 1, container="frames"),
+        Entry("0.tar/a.mp4", len(data), offset=512),
+    ):
+        copy = copy_of(entry, root=str(tmp_path), encoder=SMALL, decode=DECODE)
+        assert [read_number(frame) for frame in frames_of(copy.data)] == list(range(12))
 
 
 @pytest.mark.parametrize(
