@@ -3,13 +3,14 @@
 #   make demo VIDEOS=folder-or-s3-prefix      on your own videos (LABELS=folders: fine-tuning too)
 #   make test, make test-slow, make check     tests, the slow rest, static checks
 #   make bench-decode VIDEOS=folder           our decoder beside the authors' loader and the limit (default: generated)
+#   make bench-feed [UNITS=300]                 how much of the pure decode rate arrives at a worker
 #   make bench-memory [DECODES=5000]          memory over thousands of decodes with each backend
 #   make bench-manifest [ROWS=10000000]       a manifest of very many rows: time, memory, look-up
 
 PYTHON := .venv/bin/python
 LOCK := --universal --python-version 3.11 --generate-hashes --no-emit-index-url --group dev
 
-.PHONY: demo demo-study test test-slow check bench-decode bench-memory bench-manifest format constraints clean install
+.PHONY: demo demo-study test test-slow check bench-decode bench-feed bench-memory bench-manifest format constraints clean install
 
 demo: install
 	$(PYTHON) jobs/demo.py $(if $(VIDEOS),'videos=$(VIDEOS)') $(if $(LABELS),'labels=$(LABELS)')
@@ -28,6 +29,9 @@ check: install
 
 bench-decode: install
 	$(PYTHON) tests/benchmarks/bench_decode.py $(if $(VIDEOS),'videos=$(VIDEOS)')
+
+bench-feed: install
+	$(PYTHON) tests/benchmarks/bench_feed.py $(if $(UNITS),units=$(UNITS))
 
 bench-memory: install
 	$(PYTHON) tests/benchmarks/bench_memory.py $(if $(DECODES),decodes=$(DECODES))

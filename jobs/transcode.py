@@ -1,8 +1,8 @@
 """Make copies that decode fast:  python jobs/transcode.py MANIFEST target=FOLDER manifest=FILE.parquet [key=value ...].
 
 MANIFEST lists the videos (jobs/prepare.py); target is a folder or an s3:// prefix. Keys: encoder.short_side=256,
-encoder.crf=22, encoder.preset=medium, shard_mb=512 (tar shards); `--help` explains them all. The same command goes
-on where it stopped. Examples:
+encoder.crf=22, encoder.preset=medium, shard_mb=512 (tar shards); `--help` explains them all. The same command goes on
+where it stopped. Examples:
 
     python jobs/transcode.py train.parquet target=s3://bucket/train256 manifest=train256.parquet
     python jobs/transcode.py train.parquet target=s3://bucket/shards manifest=shards.parquet shard_mb=512

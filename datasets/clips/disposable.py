@@ -12,7 +12,6 @@ Cost: 0.2 ms a video, and one copy of its crops, which travel in memory that bot
 10 ms of CPU a clip). A new process takes 0.1 s, since it is forked from one that has imported the decoder already.
 """
 
-import atexit
 import contextlib
 import ctypes
 import faulthandler
@@ -29,6 +28,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import TimeoutError as Late
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.context import ForkServerContext, ForkServerProcess
+from multiprocessing.util import Finalize
 from typing import Any, TypeVar
 
 import numpy as np
@@ -68,8 +68,8 @@ def take_clips(take: Take, *, cache: Cache | None = None) -> np.ndarray:
     def read(source: str | bytes) -> np.ndarray:
         return _decoder(os.getpid()).take(take, source)
 
-    if video.container == "frames":
-        return read(video.uri)  # only the pictures that are wanted
+    if video.container == "frames":  # only the pictures that are wanted are fetched, over there
+        return read(video.uri)
     return with_local_copy(
         read, video.uri, size=video.size, etag=video.etag, offset=video.offset, cache=cache
     )
@@ -89,7 +89,8 @@ def call(function: Callable[..., T], *arguments: Any, decode: DecodeConfig) -> T
 def _decoder(process: int) -> "Decoder":
     """The one of this process; another process (forked from it) gets its own."""
     decoder = Decoder()
-    atexit.register(decoder.close)
+    # Not atexit: the children of `multiprocessing` do not run it, and would wait for the process for ever.
+    Finalize(None, decoder.close, exitpriority=10)
     return decoder
 
 

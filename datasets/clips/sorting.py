@@ -150,10 +150,13 @@ class SortedRows:
         runs = [_blocks(run) for run in self._runs]
         heads = [next(run) for run in runs]
         while heads:
-            bound = min(self._key(head, head.num_rows - 1) for head in heads)
+            lasts = [self._key(head, head.num_rows - 1) for head in heads]
+            bound = min(lasts)
             taken: list[pa.Table] = []
             for place, head in enumerate(heads):
-                count = bisect.bisect_right(
+                # Rows equal to the bound may follow in its own run, and come before those of later runs.
+                cut = bisect.bisect_right if place <= lasts.index(bound) else bisect.bisect_left
+                count = cut(
                     range(head.num_rows), bound, key=lambda row, head=head: self._key(head, row)
                 )
                 taken.append(head.slice(0, count))

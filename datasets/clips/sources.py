@@ -25,8 +25,7 @@ from clips import frames, shards, storage
 from clips.addresses import refuse_secrets
 from clips.ingest import Entry, Rejected
 from clips.lists import Mistakes, read_list
-from clips.lookahead import in_turn
-from clips.lookup import files_below, is_folder, looked_up
+from clips.lookups import files_below, in_turn, is_folder, looked_up
 from clips.manifest import SCHEMA
 from clips.sorting import SortedRows
 from clips.storage import FileInfo
@@ -129,7 +128,8 @@ def find_videos(
         )
     if suffix in (*VIDEO_SUFFIXES, shards.SUFFIX) and not is_folder(source):
         folder, _, name = source.rpartition("/")
-        file = replace(storage.stat(source), path=name)
+        info = storage.stat(source)
+        file = FileInfo(name, info.size, info.etag)
         return _gathered(folder, entries_of(file, source=folder, labels="none"))
     return _from_folder(source, labels=labels, progress=progress)
 
@@ -273,8 +273,9 @@ def _from_list(source: str, *, root: str | None, progress: Count | None) -> Foun
     there = 0
     groups = itertools.groupby(listed.rows(), key=lambda row: row[0])
     paths, groups = itertools.tee((path, list(group)) for path, group in groups)
-    wanted = ((path, group[0][5] is not None) for path, group in paths)
-    found = looked_up(wanted, base, count=len(listed))
+    found = looked_up(
+        ((path, group[0][5] is not None) for path, group in paths), base, count=len(listed)
+    )
     for (path, group), (info, reason, message) in zip(
         groups, counted(found, progress), strict=True
     ):

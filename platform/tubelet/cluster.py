@@ -37,7 +37,9 @@ _DRIVER_ONLY = {
     "RAY_DEDUP_LOGS": "0",
     "RAY_OVERRIDE_JOB_RUNTIME_ENV": "1",  # a submitted job may set one of ours: the same value, not a conflict
 }
-_SMALLEST_STORE = 256 << 20
+DATA_NODES = ("ray-subcluster", "data")
+"""Label of nodes that only decode. Ray Train counts the others by this very key: with another it waits for ever."""
+_SMALLEST_STORE, _LARGEST_STORE = 256 << 20, 4 << 30
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,8 @@ class Cluster:
     nodes: int
     local: bool
     """Started by this process, and ended with it."""
+    data_cpus: float = 0.0
+    """Those of nodes labelled for decoding."""
 
 
 def connect(*, trainer_cpus: float, store_bytes: int = _SMALLEST_STORE) -> Cluster:
@@ -79,7 +83,7 @@ def connect(*, trainer_cpus: float, store_bytes: int = _SMALLEST_STORE) -> Clust
             ray.init(
                 num_cpus=cpus,
                 include_dashboard=True,  # without it a killed controller leaks its placement group (measured)
-                object_store_memory=max(_SMALLEST_STORE, store_bytes),
+                object_store_memory=store_bytes,
                 runtime_env=environment,
                 logging_level=logging.WARNING,
             )
@@ -91,11 +95,28 @@ def connect(*, trainer_cpus: float, store_bytes: int = _SMALLEST_STORE) -> Clust
             revision(),
         )
     resources = ray.cluster_resources()
-    alive = sum(1 for node in ray.nodes() if node["Alive"])
-    return Cluster(resources.get("CPU", 0.0), resources.get("GPU", 0.0), alive, _started_here)
+    alive = [node for node in ray.nodes() if node["Alive"]]
+    label, value = DATA_NODES
+    data = [node for node in alive if node["Labels"].get(label) == value]
+    return Cluster(
+        cpus=resources.get("CPU", 0.0),
+        gpus=resources.get("GPU", 0.0),
+        nodes=len(alive),
+        local=_started_here,
+        data_cpus=sum(node["Resources"].get("CPU", 0.0) for node in data),
+    )
 
 
 _started_here = False
+
+
+def store_bytes(unit_bytes: int, *, workers: int, prefetch: int) -> int:
+    """Object store for a run on a cluster of its own: units with the workers, on their way, and being made.
+
+    Ray Data lets decoding use half of it and holds tasks back beyond that.
+    """
+    waiting = workers * (prefetch + 2) + 8
+    return max(_SMALLEST_STORE, min(_LARGEST_STORE, 3 * unit_bytes * waiting))
 
 
 def check_room(
@@ -107,7 +128,7 @@ def check_room(
         UserError: naming the recipe keys that decide it.
     """
     trainers = min_workers * cpus_per_worker
-    decoding = max(1.0, decode_cpus)  # Ray Data's read tasks want a whole one
+    decoding = _decoding(decode_cpus)
     if trainers + decoding > cluster.cpus:
         raise UserError(
             f"the cluster has {cluster.cpus:g} CPUs: elastic.min_workers ({min_workers}) x "
@@ -120,8 +141,13 @@ def room_for(
     cluster: Cluster, *, max_workers: int, cpus_per_worker: float, decode_cpus: float
 ) -> int:
     """How many workers fit beside one decoding task; ``max_workers`` at most."""
-    spare = cluster.cpus - max(1.0, decode_cpus)
+    spare = cluster.cpus - _decoding(decode_cpus)
     return max(1, min(max_workers, int(spare / cpus_per_worker + 1e-9)))
+
+
+def _decoding(decode_cpus: float) -> float:
+    """CPUs that decoding needs beside the workers (Ray Data's read tasks want a whole one); 0: it has its own nodes."""
+    return max(1.0, decode_cpus) if decode_cpus else 0.0
 
 
 def revision() -> str:

@@ -15,7 +15,7 @@ import signal
 import tempfile
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -163,8 +163,16 @@ def _without_secrets(recipe: Any) -> dict[str, Any]:
 
 
 def _workers(job: Job, found: cluster.Cluster) -> tuple[int, int]:
-    """The (smallest, largest) group that leaves a CPU for decoding."""
+    """The (smallest, largest) group that leaves a CPU for decoding, on the nodes where workers may be."""
     elastic, decode_cpus = job.recipe.elastic, job.recipe.data.decode_cpus
+    if job.recipe.data.decode_nodes == "labelled":
+        if not found.data_cpus:
+            label = "=".join(cluster.DATA_NODES)
+            terminal.say(
+                f"note: no node is labelled {label} yet (data.decode_nodes=labelled): training waits for one"
+            )
+        found = replace(found, cpus=found.cpus - found.data_cpus)
+        decode_cpus = 0.0
     sizes: dict[str, Any] = {"cpus_per_worker": elastic.cpus_per_worker, "decode_cpus": decode_cpus}
     cluster.check_room(found, min_workers=elastic.min_workers, **sizes)
     if elastic.device == "cuda" and found.gpus < elastic.min_workers:
@@ -183,9 +191,11 @@ def _workers(job: Job, found: cluster.Cluster) -> tuple[int, int]:
 
 def _store_bytes(job: Job) -> int:
     plan = job.plan
-    unit = plan.clips_per_unit * plan.frames * plan.size * plan.size * 3
-    waiting = job.recipe.elastic.max_workers * (job.recipe.data.prefetch + 2) + 8
-    return min(4 << 30, 3 * unit * waiting)
+    return cluster.store_bytes(
+        plan.clips_per_unit * plan.frames * plan.size * plan.size * 3,
+        workers=job.recipe.elastic.max_workers,
+        prefetch=job.recipe.data.prefetch,
+    )
 
 
 def _track(

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from clips import storage
+from tubelet import cluster
 from tubelet.feed import MaskMaker
 from tubelet.items import DataPlan
 from tubelet.run_directory import RunDirectory
@@ -101,6 +102,7 @@ def _trainer(
     # Ray also takes callbacks of its own kinds here, which its annotation does not say.
     callbacks: list[Any] = [membership.Attempts(directory, ray_run, reports), reports]
     smallest, largest = workers
+    labelled = recipe.data.decode_nodes == "labelled"  # both sides: else trainers fill data nodes
     return TorchTrainer(
         worker.work,
         train_loop_config={"work": work},
@@ -108,11 +110,14 @@ def _trainer(
         datasets={
             "train": stream.dataset_of(directory, job.plan, decode_cpus=recipe.data.decode_cpus)
         },
-        dataset_config=stream.OrderedDataConfig(),
+        dataset_config=stream.OrderedDataConfig(labelled=labelled),
         scaling_config=ScalingConfig(
             num_workers=smallest if smallest == largest else workers,
             use_gpu=cuda,
             resources_per_worker={"CPU": elastic.cpus_per_worker} | ({"GPU": 1} if cuda else {}),
+            label_selector={cluster.DATA_NODES[0]: f"!{cluster.DATA_NODES[1]}"}
+            if labelled
+            else None,
         ),
         run_config=RunConfig(
             name=ray_run,

@@ -13,7 +13,7 @@ import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from annotated_types import Ge, Gt, Le, Lt
@@ -63,6 +63,8 @@ class DataConfig:
     """How many of them an evaluation looks at (one clip each); 0 for no evaluation."""
     decode_cpus: Annotated[float, Gt(0)] = field(default=1.0, metadata={"resume": "free"})
     """CPUs that Ray reserves for a decoding task."""
+    decode_nodes: Literal["any", "labelled"] = field(default="any", metadata={"resume": "free"})
+    """labelled: decode on nodes labelled ``ray-subcluster=data`` and on no others, train on the others."""
     prefetch: Annotated[int, Ge(0)] = field(default=2, metadata={"resume": "free"})
     """Units fetched ahead by each worker."""
     max_bad_fraction: Annotated[float, Ge(0), Le(1)] = field(

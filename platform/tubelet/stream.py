@@ -12,7 +12,7 @@ from typing import Any
 import ray.data
 import ray.train
 
-from tubelet import membership, quarantine
+from tubelet import cluster, membership, quarantine
 from tubelet.items import DataPlan, decode_item
 from tubelet.run_directory import RunDirectory
 
@@ -49,7 +49,16 @@ def dataset_of(
 
 
 class OrderedDataConfig(ray.train.DataConfig):
-    """Deals blocks out in turn, all of them, in order."""
+    """Deals blocks out in turn, all of them, in order.
+
+    Args:
+        labelled: decode on nodes with the label of ``cluster.DATA_NODES`` only.
+    """
+
+    def __init__(self, *, labelled: bool = False) -> None:
+        label, value = cluster.DATA_NODES
+        selector: dict[str, str] | None = {label: value} if labelled else None
+        super().__init__(execution_options=ray.data.ExecutionOptions(label_selector=selector))
 
     def configure(
         self,

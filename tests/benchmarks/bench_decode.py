@@ -2,9 +2,10 @@
 
     make bench-decode [VIDEOS=folder]        (default: generated videos)
 
-Every way makes the same clips in turn, in an order that rotates, all in one process of one thread; what counts is CPU
-time, the least of a few rounds, so that the ratios hold on a busy machine. Writes decode.json and decode.png into
-build/bench. A file that a way cannot read is listed under ``failed`` and counts for the other ways.
+Every way makes the same clips in turn, in an order that rotates, all in one process of one thread. What counts is CPU
+time, page faults included, and pairs: a ratio is of two ways in the same round, and the median of the rounds stands for
+a task, so that the ratios hold on a busy machine and no way is judged by its luckiest round. Writes decode.json and
+decode.png into build/bench. A file that a way cannot read is listed under ``failed`` and counts for the other ways.
 """
 
 import functools
@@ -84,7 +85,7 @@ def main(arguments: list[str]) -> int:
     results: list[dict[str, Any]] = []
     with terminal.progress("bench-decode", bench.tasks * len(cases), unit="tasks") as bar:
         for number, case in enumerate(cases):
-            measured: list[dict[str, float]] = []
+            measured: list[dict[str, list[float]]] = []
             for turn, pair in enumerate(_tasks(case, bench.tasks), start=1):
                 measured.append(_measure(pair, all_ways, bench.rounds, failed, turn=turn))
                 bar.update(number * bench.tasks + turn, case.name)
@@ -206,10 +207,10 @@ def _measure(
     failed: list[dict[str, str]],
     *,
     turn: int,
-) -> dict[str, float]:
-    """CPU milliseconds per clip by way; a way that fails has none."""
+) -> dict[str, list[float]]:
+    """CPU milliseconds per clip by way, round by round; a way that fails has none."""
     task, authors_task = pair
-    best: dict[str, float] = {}
+    taken: dict[str, list[float]] = {}
     broken: set[str] = set()
     names = list(all_ways)
     for round_ in range(rounds):
@@ -223,22 +224,26 @@ def _measure(
                 all_ways[name](mine)
             except Exception as error:  # whatever a library raises: the file is listed
                 broken.add(name)
-                best.pop(name, None)
+                taken.pop(name, None)
                 reason = f"{type(error).__name__}: {str(error).splitlines()[0][:160]}"
                 failed.append({"file": mine.path, "way": name, "reason": reason})
                 continue
             spent = 1e3 * (time.process_time() - started) / len(mine.seeds)
-            best[name] = min(best.get(name, spent), spent)
-    return best
+            taken.setdefault(name, []).append(spent)
+    return taken
 
 
-def _summary(case: Case, measured: Sequence[Mapping[str, float]]) -> dict[str, Any]:
+def _summary(case: Case, measured: Sequence[Mapping[str, list[float]]]) -> dict[str, Any]:
     def mean(name: str) -> float | None:
-        values = [m[name] for m in measured if name in m]
+        values = [statistics.median(m[name]) for m in measured if name in m]
         return round(statistics.fmean(values), 2) if values else None
 
     def ratios(above: str, below: str) -> list[float]:
-        return [m[above] / m[below] for m in measured if above in m and below in m]
+        return [
+            statistics.median(a / b for a, b in zip(m[above], m[below], strict=True))
+            for m in measured
+            if above in m and below in m
+        ]
 
     gains, to_limit = ratios("authors", "ours"), ratios("ours", "c_limit")
     return {

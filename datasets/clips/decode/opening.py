@@ -19,7 +19,7 @@ _PLAYLISTS = ("hls", "dash", "concat", "sdp", "rtsp", "webm_dash_manifest", "imf
 def open_stream(
     source: str | bytes, *, size: int | None, offset: int | None = None, config: DecodeConfig
 ) -> tuple[InputContainer, VideoStream]:
-    """Open a path, a URI, encoded bytes, or with `offset` a member of a tar shard; no frame is decoded.
+    """Open a path, a URI or encoded bytes; no frame is decoded. `offset` is that of a member of a tar shard.
 
     Raises:
         DecodeError: It is no video.

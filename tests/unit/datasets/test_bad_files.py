@@ -23,7 +23,8 @@ MEMORY_BYTES = 512 << 20  # of the whole process, 95 MB of which are Python and 
 REASONS = {*get_args(Kind), "one_frame"} - {"crashed", "quarantined", "changed"}
 
 EXAMINER = f"""
-import json, os, resource, sys
+import json, os, sys
+from pathlib import Path
 from clips import DecodeConfig
 from clips.ingest import Entry, Rejected, examine
 root, *names = sys.argv[1:]
@@ -31,7 +32,8 @@ for name in names:
     entry = Entry(name, os.path.getsize(os.path.join(root, name)))
     found = examine(entry, root=root, decode=DecodeConfig(seconds={SECONDS}))
     bad = isinstance(found, Rejected)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
+    status = Path("/proc/self/status").read_text().split()  # ru_maxrss would begin with the parent's memory
+    peak = int(status[status.index("VmHWM:") + 1]) << 10
     print(json.dumps([found.reason if bad else None, found.message if bad else found["frames"], peak]), flush=True)
 """
 

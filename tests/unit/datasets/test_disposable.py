@@ -1,18 +1,20 @@
 """Decoding beside the caller: the same clips, and whatever a file does costs its own clips only."""
 
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from clips import ClipConfig, DecodeConfig, DecodeError, Video, load_clips, load_views
-from clips.disposable import Decoder
+from clips.disposable import Decoder, take_clips
 from clips.load import Take
 from clips.synthetic import encode, numbered_frames
 from hostile import BACKEND
@@ -145,3 +147,16 @@ def test_the_decoding_process_imports_neither_torch_nor_ray_and_dies_with_its_pa
             return
         time.sleep(0.1)
     pytest.fail(f"process {pid} outlives its parent")
+
+
+def _clips_in_a_child(path: str) -> tuple[int, ...]:
+    return take_clips(take_of(Path(path))).shape
+
+
+def test_a_child_of_multiprocessing_that_decodes_ends(folder: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
+        shape = pool.submit(_clips_in_a_child, str(folder / "good.mp4")).result(timeout=60)
+        (child,) = pool._processes.values()
+    child.join(timeout=30)
+    assert (shape, child.exitcode) == ((1, 4, 32, 32, 3), 0)

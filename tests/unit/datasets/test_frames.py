@@ -12,7 +12,8 @@ from av.video.stream import VideoStream
 from clips import ClipConfig, DecodeConfig, DecodeError, Entry, Rejected, examine, find_videos
 from clips.decode.frames import FramesReader
 from clips.decode.series import in_order
-from clips.load import load_clips, load_views
+from clips.disposable import take_clips
+from clips.load import Take, load_clips, load_views
 from clips.manifest import Manifest
 from clips.synthetic import numbered_frames, read_number
 
@@ -150,6 +151,7 @@ def test_the_authors_lists_of_frames_become_clips(tmp_path: Path) -> None:
     clips = load_clips(video, config, seeds=[1, 2], frames=5, size=48)
     assert clips.shape == (2, 5, 48, 48, 3)
     assert not np.array_equal(clips[0], clips[1])
+    np.testing.assert_array_equal(take_clips(Take(video, config, 5, 48, seeds=(1, 2))), clips)
 
 
 def test_a_list_of_labels_may_name_folders_of_frames(tmp_path: Path) -> None:

@@ -18,12 +18,11 @@ from clips.transcode import Encoder, signature, transcode
 DECODE = DecodeConfig(seconds=60.0)
 COUNT, GROUP = 100, 24
 SOURCE = encode(numbered_frames(COUNT, width=96, height=64), Encoding(gop=250))
-MADE_OF = signature(1, None, Encoder())
-MARK = json.dumps(MADE_OF)
+MARK = json.dumps(signature(1, None, Encoder()))
 
 
 def copy_of(data: bytes) -> bytes:
-    return transcode(data, encoder=Encoder(gop=GROUP), made_of=MADE_OF, decode=DECODE).data
+    return transcode(data, encoder=Encoder(gop=GROUP), made_of=json.loads(MARK), decode=DECODE).data
 
 
 COPY = copy_of(SOURCE)

@@ -215,7 +215,7 @@ def test_a_manifest_is_copied_once_a_video_and_goes_on_where_it_stopped(
 def test_copies_in_shards_are_made_once_and_shards_that_are_done_are_kept(
     pipeline: Any, tmp_path: Path
 ) -> None:
-    fine = MotionConfig(size=256, frames=12, crf=1)
+    fine = MotionConfig(size=256, frames=40, crf=1)
     write_videos(tmp_path / "in", range(6), seed=1, class_folders=True, config=fine)
     source = pipeline.prepare(
         pipeline.PrepareConfig(

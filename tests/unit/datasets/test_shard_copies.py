@@ -84,13 +84,17 @@ def test_a_finished_shard_is_kept_and_a_stale_or_broken_one_is_not(
     assert make(shard, tmp_path) == [{**row, "kept": True} for row in first]
     assert path.stat().st_mtime_ns == seen
 
+    def made_anew() -> bool:
+        rows = make(shard, tmp_path)
+        return [{**row, "etag": None} for row in rows] == [{**row, "etag": None} for row in first]
+
     path.write_bytes(data[:-1])
-    assert make(shard, tmp_path) == first
+    assert made_anew()
     assert path.read_bytes() == data, "the same videos give the same bytes"
     path.unlink()
-    assert make(shard, tmp_path) == first
+    assert made_anew()
     (tmp_path / "out" / "00000.tar.json").write_text("{}")
-    assert make(shard, tmp_path) == first
+    assert made_anew()
     other = Encoder(short_side=32, preset="ultrafast")
     assert {row["height"] for row in make(shard, tmp_path, other)} == {32}
     fewer = Shard(shard.video_id, shard.entries[:2])

@@ -150,6 +150,7 @@ def test_videos_of_shards_become_rows_and_are_read_like_files(tmp_path: Path) ->
     assert copy == H264
     take = Take(in_shard, ClipConfig(), 8, 32, seeds=(1,))
     np.testing.assert_array_equal(read_crops(take, copy)[0], read_crops(take)[0])
+    np.testing.assert_array_equal(take_clips(take), finish(take, read_crops(take)))
 
 
 def test_a_single_shard_is_a_source_and_no_line_of_a_list(tmp_path: Path) -> None:

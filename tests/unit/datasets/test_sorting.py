@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from clips import sorting
@@ -22,6 +22,7 @@ def in_order(rows: list[tuple[str, float | None]]) -> list[tuple[str, float | No
     return sorted(numbered, key=lambda r: (r[0].encode(), -1.0 if r[1] is None else r[1]))
 
 
+@example([("", None)] * 3 + [("0", None), ("", None)], 2, 1)  # equal rows in several blocks
 @given(ROWS, st.integers(1, 9), st.integers(1, 5))
 def test_rows_come_back_sorted_by_bytes_and_start_however_they_are_cut(
     rows: list[tuple[str, float | None]], run: int, block: int

@@ -175,7 +175,7 @@ def test_a_list_in_a_bucket_is_looked_up_with_one_listing(s3: Any) -> None:
 def test_a_few_of_very_many_are_asked_for_one_by_one(
     s3: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("clips.lookup._A_REQUEST", 10)
+    monkeypatch.setattr("clips.lookups._A_REQUEST", 10)
     s3.buckets["videos"] = {f"set/{i:03d}.mp4": MP4 for i in range(100)}
     (tmp_path / "l.txt").write_text("".join(f"{i:03d}.mp4 1\n" for i in (5, 60, 70, 999)))
     found = find_videos(str(tmp_path / "l.txt"), root="s3://videos/set")
