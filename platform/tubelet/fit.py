@@ -88,6 +88,7 @@ def _trainer(
     cuda = elastic.device == "cuda" or (
         elastic.device == "auto" and ray.cluster_resources().get("GPU", 0) >= workers[0]
     )
+    labelled = recipe.data.decode_nodes == "labelled"  # both sides: else trainers fill data nodes
     work = worker.Work(
         run_uri=directory.uri,
         ray_run=ray_run,
@@ -96,21 +97,21 @@ def _trainer(
         make_masks=job.make_masks,
         loop=job.loop,
         threads=elastic.threads,
-        prefetch=recipe.data.prefetch,
+        supply=stream.Supply(
+            decode_cpus=recipe.data.decode_cpus,
+            prefetch=recipe.data.prefetch,
+            labelled=labelled,
+            trainer_cpus=workers[1] * elastic.cpus_per_worker,
+        ),
     )
     reports = membership.Reports(uri=mlflow_uri, run_id=run_id, folder=spool_folder(directory))
     # Ray also takes callbacks of its own kinds here, which its annotation does not say.
     callbacks: list[Any] = [membership.Attempts(directory, ray_run, reports), reports]
     smallest, largest = workers
-    labelled = recipe.data.decode_nodes == "labelled"  # both sides: else trainers fill data nodes
     return TorchTrainer(
         worker.work,
         train_loop_config={"work": work},
         torch_config=TorchConfig(backend="nccl" if cuda else "gloo"),
-        datasets={
-            "train": stream.dataset_of(directory, job.plan, decode_cpus=recipe.data.decode_cpus)
-        },
-        dataset_config=stream.OrderedDataConfig(labelled=labelled),
         scaling_config=ScalingConfig(
             num_workers=smallest if smallest == largest else workers,
             use_gpu=cuda,

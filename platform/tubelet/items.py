@@ -136,20 +136,23 @@ class DataPlan:
         """Clips of every unit."""
         return self.ledger.micro_batch * self.copies
 
+    @property
+    def clip_bytes(self) -> int:
+        """Size of a clip."""
+        return self.frames * self.size * self.size * 3
+
 
 def decode_item(
-    batch: Batch, *, plan: DataPlan, first_item: int, attempt: int, out: Mapping[int, int]
+    number: int, *, plan: DataPlan, attempt: int, out: Mapping[int, int]
 ) -> dict[str, Any]:
-    """Ray Data's map function: one item's number in, its clips out.
+    """What a decoding task does: an item's number in, its clips out.
 
     Args:
-        batch: one row, ``id`` counts from the start of the stream.
+        number: of the item within the run.
         plan: the run's.
-        first_item: number of the stream's first item within the run.
         attempt: stamped on every clip.
         out: rows known to cost processes, with the step from which they are not tried.
     """
-    number = first_item + int(batch["id"][0])
     started, before = time.perf_counter(), storage.traffic()
     with storage.patience(_PATIENCE_S):
         clips = load_item(plan, plan.timetable.item(number), out={**out, **_met_in(attempt)})

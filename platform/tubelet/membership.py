@@ -1,4 +1,4 @@
-"""Hooks in Ray: decide where a worker group resumes, keep what its workers report, calm the feed's scheduler.
+"""Hooks in Ray: decide where a worker group resumes, keep what its workers report.
 
 The only file that touches Ray's private interfaces; they were read in the version checked below. An exception out of a
 hook of Ray Train's controller ends a run, so what can fail here (storage) is retried inside ``clips.storage`` and
@@ -6,13 +6,11 @@ otherwise only logged.
 """
 
 import logging
-import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import ray
 import ray.train
-from ray.data._internal.execution.execution_callback import ExecutionCallback
 from ray.train import UserCallback
 from ray.train.v2._internal.execution.callback import WorkerGroupCallback
 from ray.train.v2._internal.execution.worker_group import WorkerGroupContext
@@ -20,12 +18,8 @@ from ray.train.v2._internal.execution.worker_group import WorkerGroupContext
 from tubelet.run_directory import RunDirectory
 from tubelet.spool import MetricSpool, Point
 
-if TYPE_CHECKING:
-    from ray.data._internal.execution.streaming_executor import StreamingExecutor
-
 _log = logging.getLogger(__name__)
 
-_REST_S = 0.01
 _READ_IN = "2.60."
 if not ray.__version__.startswith(_READ_IN):
     raise ImportError(
@@ -76,16 +70,3 @@ class Reports(UserCallback):
         """Called by Ray Train when workers have failed; the restart follows."""
         for rank, error in worker_exceptions.items():
             _log.warning("worker %d failed: %s", rank, error)
-
-
-class Rest(ExecutionCallback):
-    """Lets Ray Data's scheduling loop rest while every block is waiting for a trainer.
-
-    The loop waits for its running tasks; when none is running, since the trainers are behind, it spins: 0.6 of a core,
-    of the two that a small machine has (measured in Ray 2.60).
-    """
-
-    def on_execution_step(self, executor: "StreamingExecutor") -> None:
-        """Called by Ray Data at the end of each turn of its loop."""
-        if not any(operator.get_active_tasks() for operator in executor._topology or ()):
-            time.sleep(_REST_S)

@@ -1,80 +1,160 @@
-"""The feed's transport: one Ray Data pipeline from item numbers to decoded blocks, in order.
+"""The feed's transport: a window of Ray tasks that decode the items of one rank, ahead of it and in its order.
 
-``range -> repartition(1 row a block) -> map_batches(decode)``, split over the workers with order preserved and without
-equalising, which would drop rows and cut units. Few read blocks: the first batch waits for each of them. The dataset is
-made anew by the controller at every start of a worker group, from the attempt that it has just written down.
+Each rank asks for its own items, number by number, and takes them in that order, so no one has to deal them out: the
+order is exact by construction, ranks keep pace through the collectives of their steps, and a new worker group starts at
+once. What is asked for ahead is a window: this rank's share of the CPUs that can decode, and ``data.prefetch`` items
+beyond. It follows a cluster that grows, and doubles while the rank has to wait, so that pending tasks tell an
+autoscaler that decoding wants more nodes; it never holds more than half of the cluster's object store.
+
+Items cross the store once, as arrays that the worker maps. A task that dies with its process or node is run again by
+Ray, as is one whose result was on a node that is lost. The plan travels once, by reference. Why not Ray Data: ADR 9.
 """
 
-import functools
-from collections.abc import Callable
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
-import ray.data
-import ray.train
+import ray
 
-from tubelet import cluster, membership, quarantine
-from tubelet.items import DataPlan, decode_item
-from tubelet.run_directory import RunDirectory
+from tubelet import cluster
+from tubelet.items import Batch, DataPlan, decode_item
 
-_READ_BLOCKS = 2
-
-
-def dataset_of(
-    run: RunDirectory, plan: DataPlan, *, decode_cpus: float
-) -> Callable[[], ray.data.Dataset]:
-    """What Ray Train's controller calls for the rest of the run at every start of a worker group."""
-
-    def make() -> ray.data.Dataset:
-        attempt = run.newest_attempt()
-        assert attempt is not None, "the controller writes an attempt before it makes the dataset"
-        context = (
-            ray.data.DataContext.get_current()
-        )  # the controller's own; the driver's does not reach it
-        context.enable_progress_bars = False
-        context.print_on_execution_start = False
-        context.custom_execution_callback_classes = [membership.Rest]
-        first = plan.timetable.first_item(attempt.step)
-        items = max(1, plan.timetable.items - first)
-        out = quarantine.known_out(quarantine.read(run, attempt.parent))
-        decode_one: Any = functools.partial(
-            decode_item, plan=plan, first_item=first, attempt=attempt.number, out=out
-        )
-        return (
-            ray.data.range(items, override_num_blocks=min(_READ_BLOCKS, items))
-            .repartition(target_num_rows_per_block=1, strict=True)
-            .map_batches(decode_one, batch_size=1, num_cpus=decode_cpus)
-        )
-
-    return make
+_LOOK_EVERY_S = 5.0
+_STORE_SHARE = 0.5
 
 
-class OrderedDataConfig(ray.train.DataConfig):
-    """Deals blocks out in turn, all of them, in order.
+@dataclass(frozen=True)
+class Supply:
+    """What decoding may use (from the recipe and the size of the group)."""
+
+    decode_cpus: float
+    prefetch: int
+    labelled: bool
+    """Decode on labelled nodes only."""
+    trainer_cpus: float
+    """Held by the whole group of workers."""
+
+
+@dataclass(frozen=True)
+class Room:
+    """What the cluster offers at the moment."""
+
+    cpus: float
+    """Of nodes that may decode, those of the trainers included where they share nodes."""
+    store_bytes: float
+    """Of all nodes' object stores."""
+
+
+def window_of(
+    room: Room, supply: Supply, *, world_size: int, item_bytes: int, factor: int = 1
+) -> int:
+    """How many items a rank asks for ahead.
 
     Args:
-        labelled: decode on nodes with the label of ``cluster.DATA_NODES`` only.
+        room: what the cluster offers.
+        supply: what decoding may use.
+        world_size: ranks that share it.
+        item_bytes: size of an item.
+        factor: by how much more CPUs are asked for than there are; grows while a rank waits.
+    """
+    spare = room.cpus if supply.labelled else room.cpus - supply.trainer_cpus
+    tasks = max(1, int(spare / supply.decode_cpus + 1e-9))
+    wanted = -(-tasks // world_size) * factor + supply.prefetch
+    allowed = int(room.store_bytes * _STORE_SHARE / (item_bytes * world_size))
+    return max(1, min(wanted, allowed))
+
+
+class Stream(Iterator[Batch]):
+    """One rank's items from the attempt's first one to the end of the run.
+
+    Args:
+        plan: the run's.
+        supply: what decoding may use.
+        first_item: number of the first item of the whole group.
+        rank: of ``world_size``.
+        world_size: ranks that share the items.
+        attempt: stamped on every clip.
+        out: rows that are no longer tried, with the step from which on.
     """
 
-    def __init__(self, *, labelled: bool = False) -> None:
-        label, value = cluster.DATA_NODES
-        selector: dict[str, str] | None = {label: value} if labelled else None
-        super().__init__(execution_options=ray.data.ExecutionOptions(label_selector=selector))
-
-    def configure(
+    def __init__(
         self,
-        datasets: dict[str, ray.data.Dataset],
+        plan: DataPlan,
+        supply: Supply,
+        *,
+        first_item: int,
+        rank: int,
         world_size: int,
-        worker_handles: list[Any] | None = None,
-        worker_node_ids: list[Any] | None = None,
-        **unused: Any,
-    ) -> list[dict[str, Any]]:
-        """Split every dataset over ``world_size`` workers."""
-        shards: list[dict[str, Any]] = [{} for _ in range(world_size)]
-        for name, original in datasets.items():
-            dataset = original.copy(original)
-            options = self._resolve_execution_options(name)
-            options.preserve_order = True
-            dataset.context.execution_options = options
-            for rank, iterator in enumerate(dataset.streaming_split(world_size, equal=False)):
-                shards[rank][name] = iterator
-        return shards
+        attempt: int,
+        out: Mapping[int, int],
+    ) -> None:
+        self._supply, self._world_size = supply, world_size
+        self._item_bytes = plan.clips_per_unit * plan.clip_bytes
+        self._numbers = iter(range(first_item + rank, plan.timetable.items, world_size))
+        self._ahead: deque[Any] = deque()
+        self._plan: Any = ray.put(plan)
+        self._out: Any = ray.put(dict(out))
+        self._attempt = attempt
+        label, value = cluster.DATA_NODES
+        self._decode = ray.remote(_decode).options(
+            num_cpus=supply.decode_cpus,
+            max_retries=-1,
+            scheduling_strategy="DEFAULT",  # not inside the placement group of the trainers
+            label_selector={label: value} if supply.labelled else None,
+        )
+        self._factor, self._looked_at, self._waited = 1, 0.0, False
+        self._window = 1
+
+    def __next__(self) -> Batch:
+        if time.monotonic() - self._looked_at > _LOOK_EVERY_S:
+            self._look()
+        self._fill()
+        if not self._ahead:
+            raise StopIteration
+        item = self._ahead.popleft()
+        self._waited |= not ray.wait([item], timeout=0)[0]
+        batch: Any = ray.get(item)
+        self._fill()
+        return batch
+
+    def _fill(self) -> None:
+        while len(self._ahead) < self._window:
+            number = next(self._numbers, None)
+            if number is None:
+                break
+            self._ahead.append(self._decode.remote(number, self._plan, self._out, self._attempt))
+        coming = list(self._ahead)[: 1 + self._supply.prefetch]
+        if coming:  # fetches what is done on other nodes
+            ray.wait(coming, num_returns=len(coming), timeout=0, fetch_local=True)
+
+    def _look(self) -> None:
+        """Follow the cluster's size, and ask for more while there is too little."""
+        self._factor = min(2 * self._factor, _MOST) if self._waited else 1
+        self._looked_at, self._waited = time.monotonic(), False
+        self._window = window_of(
+            _room(self._supply.labelled),
+            self._supply,
+            world_size=self._world_size,
+            item_bytes=self._item_bytes,
+            factor=self._factor,
+        )
+
+
+_MOST = 8
+
+
+def _room(labelled: bool) -> Room:
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    label, value = cluster.DATA_NODES
+    decoding = [n for n in nodes if not labelled or n["Labels"].get(label) == value]
+    return Room(
+        cpus=sum(node["Resources"].get("CPU", 0.0) for node in decoding),
+        store_bytes=sum(node["Resources"].get("object_store_memory", 0.0) for node in nodes),
+    )
+
+
+def _decode(number: int, plan: DataPlan, out: Mapping[int, int], attempt: int) -> dict[str, Any]:
+    """The task: one item's clips."""
+    return decode_item(number, plan=plan, attempt=attempt, out=out)

@@ -18,6 +18,7 @@ from tubelet.items import DataPlan
 from tubelet.quarantine import Quarantine
 from tubelet.run_directory import Attempt, RunDirectory
 from tubelet.session import Outcome, Session
+from tubelet.stream import Stream, Supply
 
 _STOP_POLL_S = 1.0
 
@@ -33,7 +34,7 @@ class Work:
     make_masks: MaskMaker
     loop: Callable[[Any, DataPlan, Session], Outcome]
     threads: int
-    prefetch: int
+    supply: Supply
 
 
 def work(config: dict[str, Work]) -> None:
@@ -48,20 +49,26 @@ def work(config: dict[str, Work]) -> None:
         torch.cuda.set_device(device)  # collectives of objects use the current device
     mesh = init_device_mesh(device.type, (world_size,))
     attempt = _agree_on_attempt(run, task.ray_run, rank)
-    shard: Any = ray.train.get_dataset_shard("train")
-    batches = shard.iter_batches(
-        batch_size=None, batch_format="numpy", prefetch_batches=task.prefetch
+    known = quarantine.read(run, attempt.parent)
+    items = Stream(
+        task.plan,
+        task.supply,
+        first_item=task.plan.timetable.first_item(attempt.step),
+        rank=rank,
+        world_size=world_size,
+        attempt=attempt.number,
+        out=quarantine.known_out(known),
     )
     feed = Feed(
         task.plan,
-        iter(batches),
+        items,
         start_step=attempt.step,
         attempt=attempt.number,
         rank=rank,
         world_size=world_size,
         device=device,
         make_masks=task.make_masks,
-        quarantine=Quarantine(task.plan.ledger, quarantine.read(run, attempt.parent)),
+        quarantine=Quarantine(task.plan.ledger, known),
     )
     session = Session(
         run=run,

@@ -26,8 +26,7 @@ def decode_stream(recipe: Pretrain, path: Path) -> Path:
     """Decode all items of a run, once for many runs of the loop."""
     plan = pretrain.job(recipe).plan
     items = [
-        decode_item({"id": np.array([number])}, plan=plan, first_item=0, attempt=0, out={})
-        for number in range(plan.timetable.items)
+        decode_item(number, plan=plan, attempt=0, out={}) for number in range(plan.timetable.items)
     ]
     path.write_bytes(pickle.dumps(items))
     return path

@@ -161,7 +161,7 @@ def test_an_item_is_stamped_with_its_number_and_attempt(tmp_path: Path) -> None:
     plan = DataPlan(
         **{**vars(plan), "table": manifest.local_table(str(tmp_path)), "frames": 4, "size": 16}
     )
-    made = decode_item({"id": np.array([2])}, plan=plan, first_item=3, attempt=7, out={})
+    made = decode_item(5, plan=plan, attempt=7, out={})
     assert set(made["item"]) == {5}
     assert set(made["attempt"]) == {7}
     assert {len(column) for column in made.values()} == {plan.clips_per_unit}
