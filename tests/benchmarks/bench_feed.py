@@ -30,6 +30,7 @@ from tubelet.items import DataPlan, decode_item
 from tubelet.ledger import Ledger
 from tubelet.timetable import Timetable
 
+_SAMPLE_EVERY_S = 2.0  # each look costs all processes of Ray something
 WIDTH, HEIGHT, SECONDS, FPS = 340, 256, 10, 30
 
 
@@ -206,12 +207,12 @@ class Consumer:
 
 
 def _sample_store(done: threading.Event, peak: list[int]) -> None:
-    """Keep the most that the object store held at once, looked at twice a second."""
+    """Keep the most that the object store held at once, looked at now and then."""
     import ray
     from ray._private.internal_api import get_memory_info_reply, get_state_from_address
 
     state = get_state_from_address(ray.get_runtime_context().gcs_address)
-    while not done.wait(0.5):
+    while not done.wait(_SAMPLE_EVERY_S):
         reply = get_memory_info_reply(state)
         peak[0] = max(peak[0], reply.store_stats.object_store_bytes_used)
 

@@ -77,7 +77,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ran]:
             running = pool.submit(
                 run_jobs,
                 {"run": ["pretrain", *arguments]},
-                variables={**variables, "RAY_ADDRESS": cluster.address},
+                variables={**variables, "RAY_ADDRESS": str(cluster.address)},
             )
             later.start()
             ended = running.result()
