@@ -113,7 +113,7 @@ _started_here = False
 def store_bytes(unit_bytes: int, *, workers: int, prefetch: int) -> int:
     """Object store for a run on a cluster of its own: units with the workers, on their way, and being made.
 
-    Ray Data lets decoding use half of it and holds tasks back beyond that.
+    Decoding uses half of it at most (``stream.window_of``).
     """
     waiting = workers * (prefetch + 2) + 8
     return max(_SMALLEST_STORE, min(_LARGEST_STORE, 3 * unit_bytes * waiting))
@@ -128,12 +128,11 @@ def check_room(
         UserError: naming the recipe keys that decide it.
     """
     trainers = min_workers * cpus_per_worker
-    decoding = _decoding(decode_cpus)
-    if trainers + decoding > cluster.cpus:
+    if trainers + decode_cpus > cluster.cpus:
         raise UserError(
             f"the cluster has {cluster.cpus:g} CPUs: elastic.min_workers ({min_workers}) x "
             f"elastic.cpus_per_worker ({cpus_per_worker:g}) leaves {max(0.0, cluster.cpus - trainers):g} for decoding, "
-            f"which needs {decoding:g}; lower one of the two, or add CPUs"
+            f"which needs {decode_cpus:g}; lower one of the two, or add CPUs"
         )
 
 
@@ -141,13 +140,8 @@ def room_for(
     cluster: Cluster, *, max_workers: int, cpus_per_worker: float, decode_cpus: float
 ) -> int:
     """How many workers fit beside one decoding task; ``max_workers`` at most."""
-    spare = cluster.cpus - _decoding(decode_cpus)
+    spare = cluster.cpus - decode_cpus
     return max(1, min(max_workers, int(spare / cpus_per_worker + 1e-9)))
-
-
-def _decoding(decode_cpus: float) -> float:
-    """CPUs that decoding needs beside the workers (Ray Data's read tasks want a whole one); 0: it has its own nodes."""
-    return max(1.0, decode_cpus) if decode_cpus else 0.0
 
 
 def revision() -> str:

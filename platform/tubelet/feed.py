@@ -1,10 +1,9 @@
 """From manifest rows to this rank's units, in an order that only the step decides.
 
-The transport is one Ray Data stream for the rest of the run. Its rows are numbers of the timetable's items; each
-becomes exactly one block, decoded on any node with CPUs to spare, and blocks are dealt out in order: item i of the
-stream goes to rank ``i % world size``. A clip that cannot be decoded or that is padding keeps its place (zeros,
-``valid`` false), since the split balances by rows. The worker trusts none of this: every unit says which attempt and
-item it is, and a unit that is not the expected one is an error, not a silently different run.
+The transport (``stream``) is one stream for the rest of the run. It numbers the timetable's items; item i of the
+stream goes to rank ``i % world size``, decoded on any node with CPUs to spare. A clip that cannot be decoded or that is
+padding keeps its place (zeros, ``valid`` false). The worker trusts none of this: every unit says which attempt and item
+it is, and a unit that is not the expected one is an error, not a silently different run.
 
 What crosses the object store are uint8 clips of the model's size; masks are made beside the model from each clip's
 seed. Batches are views of the object store: each is copied to the device before the next is taken, or they would pin

@@ -69,6 +69,13 @@ class Finetune:
     track: TrackConfig = field(default_factory=TrackConfig)
     resume: ResumeConfig = field(default_factory=ResumeConfig)
 
+    def __post_init__(self) -> None:
+        if self.data.clip.fps is not None:
+            raise ValueError(
+                f"data.clip.fps is {self.data.clip.fps:g}, which is for pretraining: a classifier's model keeps its "
+                "stride only, and would be evaluated at another pace; use data.clip.stride"
+            )
+
 
 Training = Pretrain | Finetune
 """The recipes that the elastic runner takes."""

@@ -85,7 +85,7 @@ def draw(recipe: Pretrain, run: RunDirectory, spool: Path, folder: Path) -> None
         folder,
         title=f"{name}: held-out clips",
         model=recipe.model,
-        fps=_FPS / recipe.data.clip.stride,
+        fps=(recipe.data.clip.fps or _FPS) / recipe.data.clip.stride,
     )
     pictures.draw_curve(
         spool, folder, title=name or "", loss_name="masked loss (MSE of normalised pixels)"
