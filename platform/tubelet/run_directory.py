@@ -5,7 +5,7 @@
         attempts/00001.json            one per start of a worker group: world size, parent checkpoint, step
         attempts/00001.stop            somebody asked this attempt to checkpoint and leave
         checkpoints/step_0000001200-a00001/{*.distcp, .metadata, commit.json}
-        audit/  reconstructed/ (clips to draw)  pictures/  export/  spool/  logs/  events.jsonl
+        audit/  quarantine/  reconstructed/ (clips to draw)  pictures/  export/  spool/  logs/  events.jsonl
         ray/ (Ray's own, disposable)
 
 A checkpoint exists for readers once its ``commit.json`` does. Which one a worker group resumes from is decided once, by

@@ -23,6 +23,8 @@ from tubelet.items import Batch, DataPlan, decode_item
 
 _LOOK_EVERY_S = 5.0
 _STORE_SHARE = 0.5
+_MOST = 8
+"""Times as many tasks as there are CPUs for, at most."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,7 @@ class Stream(Iterator[Batch]):
         self._out: Any = ray.put(dict(out))
         self._attempt = attempt
         label, value = cluster.DATA_NODES
-        self._decode = ray.remote(_decode).options(
+        self._decode: Any = ray.remote(_decode).options(
             num_cpus=supply.decode_cpus,
             max_retries=-1,
             scheduling_strategy="DEFAULT",  # not inside the placement group of the trainers
@@ -140,9 +142,6 @@ class Stream(Iterator[Batch]):
             item_bytes=self._item_bytes,
             factor=self._factor,
         )
-
-
-_MOST = 8
 
 
 def _room(labelled: bool) -> Room:
