@@ -20,6 +20,8 @@ from clips.decode.source import local_copy, with_local_copy
 from clips.storage import StorageError
 from clips.synthetic import encode, numbered_frames, read_number
 
+pytestmark = pytest.mark.slow  # a minute: the gateway is killed and waited for
+
 
 @pytest.fixture(scope="module")
 def bucket(ceph: Gateway) -> str:
