@@ -75,6 +75,16 @@ def take_clips(take: Take, *, cache: Cache | None = None) -> np.ndarray:
     )
 
 
+def call(function: Callable[..., T], *arguments: Any, decode: DecodeConfig) -> T:
+    """Return what `function(*arguments)` gives in this process's decoding process.
+
+    Raises:
+        DecodeError: It took two processes with it (`crashed`, `timeout`, `memory`), or raised this itself.
+        Exception: Whatever else the function raises.
+    """
+    return _decoder(os.getpid()).call(function, *arguments, decode=decode)
+
+
 @functools.lru_cache(maxsize=1)
 def _decoder(process: int) -> "Decoder":
     """The one of this process; another process (forked from it) gets its own."""
@@ -95,7 +105,7 @@ class Decoder:
     def take(self, take: Take, source: str | bytes) -> np.ndarray:
         """Return the clips of a take from what `local_copy` gave; see `take_clips`."""
         by_ranges = isinstance(source, str) and not storage.is_local(source)
-        shapes, crops = self._call(
+        shapes, crops = self.call(
             _put,
             take,
             source,
@@ -107,14 +117,14 @@ class Decoder:
         # A crop that needed no resizing is still on the shelf, where the next video goes.
         return clips.copy() if self._shelf.holds(clips) else clips
 
-    def _call(
+    def call(
         self,
         function: Callable[..., T],
         *arguments: Any,
         decode: DecodeConfig,
-        waits_s: float,
+        waits_s: float = 0.0,
     ) -> T:
-        """Return what `function` gives in the decoding process, within the limits of `decode`.
+        """Return what `function` gives in the decoding process, within the limits of `decode`; see `call`.
 
         `waits_s` is time that it may spend waiting for storage, beyond its limit.
         """
