@@ -1,7 +1,7 @@
 """Nodes that only decode: labelled, on both sides, and joining while a run waits for them."""
 
 import os
-import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -27,6 +27,8 @@ RECIPE = {
     "elastic": {"min_workers": 2, "max_workers": 2, "cpus_per_worker": 1.0},
     "track": {"pictures": False},
 }
+
+_JOIN_AFTER_S = 25.0
 
 
 @dataclass
@@ -65,25 +67,21 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ran]:
             f"data.manifest={manifest.uri}",
             f"run.storage={folder}/runs",
         ]
-        nodes: list[int] = []
-
-        def join() -> None:
-            for _ in range(2):
-                node = cluster.add_node(num_cpus=1, labels={"ray-subcluster": "data"})
-                nodes.append(raylet_of(node))
-
-        later = threading.Timer(25, join)
         with ThreadPoolExecutor(1) as pool:
             running = pool.submit(
                 run_jobs,
                 {"run": ["pretrain", *arguments]},
                 variables={**variables, "RAY_ADDRESS": str(cluster.address)},
             )
-            later.start()
+            time.sleep(_JOIN_AFTER_S)
+            # In this thread: starting a node sets signal handlers.
+            joined = [
+                cluster.add_node(num_cpus=1, labels={"ray-subcluster": "data"}) for _ in range(2)
+            ]
             ended = running.result()
-        later.join()
+        nodes = {raylet_of(node) for node in joined}
         decoded_on = set(map(int, Path(variables["WITNESS"]).read_text().split()))
-        yield Ran(ended["run"], decoded_on, set(nodes))
+        yield Ran(ended["run"], decoded_on, nodes)
         cluster.shutdown()
 
 
