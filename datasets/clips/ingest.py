@@ -219,6 +219,11 @@ class Recheck:
     result: dict[str, Any] | Rejected | None = None
     """What it found."""
 
+    @property
+    def video_id(self) -> str:
+        """The entry's."""
+        return self.entry.video_id
+
 
 def examine_content(
     video: Recheck, *, root: str, decode: DecodeConfig, examine: Examine = examine

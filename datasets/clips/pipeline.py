@@ -290,8 +290,7 @@ def spread(
         except _ENDED:
             if len(batch) == 1:
                 message = f"it ended the process, or took over {seconds(batch[0]):g} s"
-                name = _entry(batch[0]).video_id
-                yield [(batch[0], Rejected(name, "crashed", message))]
+                yield [(batch[0], Rejected(batch[0].video_id, "crashed", message))]
             else:
                 _log.warning("a file ended its process; taking its %d files singly", len(batch))
                 singly.extend(batch)
@@ -299,10 +298,6 @@ def spread(
             if isinstance(error.cause, storage.StorageError):
                 raise error.cause from None  # as in one process: without the worker's traceback
             raise
-
-
-def _entry(item: Item) -> Entry | Shard:
-    return item.entry if isinstance(item, Recheck) else item
 
 
 @ray.remote(num_cpus=1, max_retries=0)

@@ -176,7 +176,9 @@ def _check_folder(path: str) -> None:
 
 # --- comparing -------------------------------------------------------------------------------
 
-_TODO = pa.schema([*(ENTRIES.field(name) for name in ENTRIES.names[:-2]), ("known", pa.string())])
+_TO_LOOK_AT = pa.schema(
+    [*(ENTRIES.field(name) for name in ENTRIES.names[:-2]), ("known", pa.string())]
+)
 
 
 def compare(config: PrepareConfig, found: Found, *, progress: Count | None = None) -> Plan:
@@ -187,7 +189,7 @@ def compare(config: PrepareConfig, found: Found, *, progress: Count | None = Non
         found: What `find` gave.
         progress: Called with the number of videos, after every ten thousand.
     """
-    todo = SortedRows(_TODO)
+    todo = SortedRows(_TO_LOOK_AT)
     videos = resumed = 0
     for entries, results in counted(known_of(config, found), progress):
         if not entries or entries[0][1] is not None:

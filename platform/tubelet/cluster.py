@@ -10,8 +10,10 @@ import math
 import os
 import subprocess
 import sys
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tubelet import terminal
 from tubelet.config import UserError
@@ -95,19 +97,33 @@ def connect(*, trainer_cpus: float, store_bytes: int = _SMALLEST_STORE) -> Clust
             revision(),
         )
     resources = ray.cluster_resources()
-    alive = [node for node in ray.nodes() if node["Alive"]]
-    label, value = DATA_NODES
-    data = [node for node in alive if node["Labels"].get(label) == value]
     return Cluster(
         cpus=resources.get("CPU", 0.0),
         gpus=resources.get("GPU", 0.0),
-        nodes=len(alive),
+        nodes=len(nodes()),
         local=_started_here,
-        data_cpus=sum(node["Resources"].get("CPU", 0.0) for node in data),
+        data_cpus=total("CPU", nodes(labelled=True)),
     )
 
 
 _started_here = False
+
+
+def nodes(*, labelled: bool = False) -> list[dict[str, Any]]:
+    """Ray's records of the nodes that are alive: all, or those labelled for decoding."""
+    import ray
+
+    label, value = DATA_NODES
+    return [
+        node
+        for node in ray.nodes()
+        if node["Alive"] and (not labelled or node["Labels"].get(label) == value)
+    ]
+
+
+def total(resource: str, nodes: Iterable[Mapping[str, Any]]) -> float:
+    """How much of a resource these nodes have."""
+    return sum(node["Resources"].get(resource, 0.0) for node in nodes)
 
 
 def store_bytes(unit_bytes: int, *, workers: int, prefetch: int) -> int:

@@ -190,9 +190,8 @@ def _workers(job: Job, found: cluster.Cluster) -> tuple[int, int]:
 
 
 def _store_bytes(job: Job) -> int:
-    plan = job.plan
     return cluster.store_bytes(
-        plan.clips_per_unit * plan.frames * plan.size * plan.size * 3,
+        job.plan.unit_bytes,
         workers=job.recipe.elastic.max_workers,
         prefetch=job.recipe.data.prefetch,
     )

@@ -137,9 +137,9 @@ class DataPlan:
         return self.ledger.micro_batch * self.copies
 
     @property
-    def clip_bytes(self) -> int:
-        """Size of a clip."""
-        return self.frames * self.size * self.size * 3
+    def unit_bytes(self) -> int:
+        """Size of a unit's clips."""
+        return self.clips_per_unit * self.frames * self.size * self.size * 3
 
 
 def decode_item(
@@ -201,10 +201,8 @@ def load_item(plan: DataPlan, item: Item, *, out: Mapping[int, int] = _NOTHING) 
             seeds=tuple(int(seed) for seed in seeds[here]),
         )
         try:
-            if out.get(video.row, item.step + 1) <= item.step:
-                raise DecodeError(
-                    "quarantined", "it cost decoders their processes", stage="process"
-                )
+            if is_out(video.row, item.step, out):
+                raise quarantined()
             frames[here] = take_clips(take, cache=plan.cache)
         except DecodeError as error:
             source["valid"][here] = False
@@ -214,6 +212,16 @@ def load_item(plan: DataPlan, item: Item, *, out: Mapping[int, int] = _NOTHING) 
                 _met[1].setdefault(video.row, plan.ledger.epoch_after(item.step))
     failure = {"reason": reason, "kind": kind, "stage": stage}
     return {**source, **failure, "frames": frames, "label": label}
+
+
+def is_out(row: int, step: int, out: Mapping[int, int]) -> bool:
+    """Whether a row is no longer tried at a step; ``out`` says from which step on."""
+    return out.get(row, step + 1) <= step
+
+
+def quarantined() -> DecodeError:
+    """What stands for a clip of such a row."""
+    return DecodeError("quarantined", "it cost decoders their processes", stage="process")
 
 
 def training_source(plan: DataPlan, item: Item) -> dict[str, NDArray[Any]]:

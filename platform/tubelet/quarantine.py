@@ -13,15 +13,14 @@ commit, and travels with the checkpoint of its name: a resumed run knows what th
 import io
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
 from clips import HARMFUL, LocalTable, MixedTable, storage
-from tubelet.items import Batch
+from clips.ingest import write_records
+from tubelet.items import Batch, is_out, quarantined
 from tubelet.ledger import Ledger
 from tubelet.run_directory import RunDirectory
 from tubelet.timetable import Item
@@ -82,6 +81,7 @@ class Quarantine:
     def __init__(self, ledger: Ledger, entries: Iterable[Entry] = ()) -> None:
         self._ledger = ledger
         self.entries = {entry.row: entry for entry in entries}
+        self._out = known_out(self.entries.values())
         self._unshared: list[Failure] = []
 
     @property
@@ -98,11 +98,12 @@ class Quarantine:
             table: names the rows.
         """
         step, reasons = item.step, source["reason"]
-        for place in np.flatnonzero(source["valid"] & self._out(source["row"], step)):
-            name = table.video(int(source["row"][place])).video_id
-            source["valid"][place] = False
-            source["kind"][place], source["stage"][place] = "quarantined", "process"
-            reasons[place] = f"{name}: quarantined: it cost decoders their processes"
+        for place, row in enumerate(source["row"].tolist()):
+            if source["valid"][place] and is_out(row, step, self._out):
+                error = quarantined()
+                source["valid"][place] = False
+                source["kind"][place], source["stage"][place] = error.kind, error.stage
+                reasons[place] = f"{table.video(row).video_id}: {error}"
         for place in [i for i, reason in enumerate(reasons) if reason]:
             row = int(source["row"][place])
             name = table.video(row).video_id
@@ -128,10 +129,7 @@ class Quarantine:
     def add(self, failures: Iterable[Failure]) -> None:
         """Take in what all ranks have met; the same list on every rank."""
         self.entries = merged(self.entries, failures, self._ledger)
-
-    def _out(self, rows: NDArray[np.int64], step: int) -> NDArray[np.bool_]:
-        gone = [e.row for e in self.entries.values() if e.from_step and e.from_step <= step]
-        return np.isin(rows, gone)
+        self._out = known_out(self.entries.values())
 
 
 def merged(
@@ -165,11 +163,9 @@ def merged(
 
 def write(run: RunDirectory, name: str, entries: Iterable[Entry]) -> None:
     """Keep the entries as they are at a checkpoint; before its commit, and nothing when there are none."""
-    rows = [asdict(entry) for entry in sorted(entries, key=lambda e: e.row)]
+    rows = sorted(entries, key=lambda entry: entry.row)
     if rows:
-        sink = io.BytesIO()
-        pq.write_table(pa.Table.from_pylist(rows, schema=_SCHEMA), sink)
-        storage.write_bytes(uri_of(run, name), sink.getvalue())
+        write_records(rows, _SCHEMA, uri_of(run, name))
 
 
 def read(run: RunDirectory, name: str | None) -> list[Entry]:

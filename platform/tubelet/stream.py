@@ -93,26 +93,27 @@ class Stream(Iterator[Batch]):
         out: Mapping[int, int],
     ) -> None:
         self._supply, self._world_size = supply, world_size
-        self._item_bytes = plan.clips_per_unit * plan.clip_bytes
+        self._item_bytes = plan.unit_bytes
         self._numbers = iter(range(first_item + rank, plan.timetable.items, world_size))
         self._ahead: deque[Any] = deque()
         self._plan: Any = ray.put(plan)
         self._out: Any = ray.put(dict(out))
         self._attempt = attempt
         label, value = cluster.DATA_NODES
-        self._decode: Any = ray.remote(_decode).options(
+        task: Any = decode_item  # Ray's annotations know no keywords
+        self._decode: Any = ray.remote(task).options(
             num_cpus=supply.decode_cpus,
             max_retries=-1,
             scheduling_strategy="DEFAULT",  # not inside the placement group of the trainers
             label_selector={label: value} if supply.labelled else None,
         )
-        self._factor, self._looked_at, self._waited = 1, 0.0, False
+        self._factor, self._looked_at, self._waited = 1, -_LOOK_EVERY_S, False
         self._window = 1
 
     def __next__(self) -> Batch:
         if time.monotonic() - self._looked_at > _LOOK_EVERY_S:
             self._look()
-        self._fill()
+            self._fill()
         if not self._ahead:
             raise StopIteration
         item = self._ahead.popleft()
@@ -126,7 +127,9 @@ class Stream(Iterator[Batch]):
             number = next(self._numbers, None)
             if number is None:
                 break
-            self._ahead.append(self._decode.remote(number, self._plan, self._out, self._attempt))
+            self._ahead.append(
+                self._decode.remote(number, plan=self._plan, attempt=self._attempt, out=self._out)
+            )
         coming = list(self._ahead)[: 1 + self._supply.prefetch]
         if coming:  # fetches what is done on other nodes
             ray.wait(coming, num_returns=len(coming), timeout=0, fetch_local=True)
@@ -145,15 +148,7 @@ class Stream(Iterator[Batch]):
 
 
 def _room(labelled: bool) -> Room:
-    nodes = [node for node in ray.nodes() if node["Alive"]]
-    label, value = cluster.DATA_NODES
-    decoding = [n for n in nodes if not labelled or n["Labels"].get(label) == value]
     return Room(
-        cpus=sum(node["Resources"].get("CPU", 0.0) for node in decoding),
-        store_bytes=sum(node["Resources"].get("object_store_memory", 0.0) for node in nodes),
+        cpus=cluster.total("CPU", cluster.nodes(labelled=labelled)),
+        store_bytes=cluster.total("object_store_memory", cluster.nodes()),
     )
-
-
-def _decode(number: int, plan: DataPlan, out: Mapping[int, int], attempt: int) -> dict[str, Any]:
-    """The task: one item's clips."""
-    return decode_item(number, plan=plan, attempt=attempt, out=out)

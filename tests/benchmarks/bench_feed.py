@@ -158,8 +158,7 @@ def _decode(plan: DataPlan, number: int) -> int:
 
 def _feed_rate(bench: Bench, plan: DataPlan, folder: Path) -> dict[str, float]:
     """Clips a second that reach a consumer which does nothing with them, and the object store's use."""
-    unit = plan.clips_per_unit * plan.clip_bytes
-    store = cluster.store_bytes(unit, workers=1, prefetch=bench.prefetch)
+    store = cluster.store_bytes(plan.unit_bytes, workers=1, prefetch=bench.prefetch)
     cluster.connect(trainer_cpus=0, store_bytes=store)
     import ray
 

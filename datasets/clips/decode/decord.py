@@ -13,17 +13,23 @@ x86-64 Linux only.
 
 import io
 from collections.abc import Sequence
-from typing import Any, Self
 
 import numpy as np
 
 from clips import storage
 from clips.decode import Boxes, DecodeConfig, DecodeError
-from clips.decode.guard import Structure, check, check_count, common_refusal, refused
+from clips.decode.guard import (
+    CheckedReader,
+    Structure,
+    check,
+    check_count,
+    common_refusal,
+    refused,
+)
 from clips.decode.plan import Plan
 
 
-class DecordReader:
+class DecordReader(CheckedReader):
     """A video opened with decord; see `clips.decode.Reader`."""
 
     def __init__(
@@ -53,7 +59,7 @@ class DecordReader:
         )
         held = self._checked.source
         try:
-            self._reader: Any = decord.VideoReader(
+            self._decoder = decord.VideoReader(
                 io.BytesIO(held) if isinstance(held, bytes) else held,
                 ctx=decord.cpu(0),
                 num_threads=1,
@@ -61,22 +67,7 @@ class DecordReader:
             )
         except self._errors as error:
             raise _decode_error(error, self._name) from error
-        check_count(self._reader, self._checked, backend="decord")
-
-    @property
-    def frames(self) -> int:
-        """Number of frames that a full decode would show."""
-        return self._checked.frames
-
-    @property
-    def fps(self) -> float:
-        """Frames per second, on average."""
-        return self._checked.fps
-
-    @property
-    def times_s(self) -> np.ndarray:
-        """float64 [frames]: when each frame is shown, in seconds from the first one."""
-        return self._checked.times_s
+        check_count(self._decoder, self._checked, backend="decord")
 
     def read(
         self, indices: Sequence[np.ndarray], *, boxes: Boxes | None = None
@@ -84,22 +75,12 @@ class DecordReader:
         """Return one uint8 array [T, height, width, 3] per clip; see `clips.decode.Reader`."""
         plan = Plan(indices, boxes, frames=self.frames)
         try:
-            pictures = self._reader.get_batch(plan.wanted).asnumpy()
+            pictures = self._decoder.get_batch(plan.wanted).asnumpy()
         except self._errors as error:
             raise _decode_error(error, self._name) from error
         for index, picture in zip(plan.wanted, pictures, strict=True):
             plan.store(index, picture)
         return plan.clips
-
-    def close(self) -> None:
-        """Release the decoder: decord does so when the reader is deleted."""
-        self._reader = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self.close()
 
 
 def _refusal(structure: Structure) -> str | None:

@@ -7,14 +7,15 @@ they are read first, through PyAV (1 ms): a video of a kind that the decoder has
 wrong is refused, and number and times of the frames are those of the packets.
 """
 
-from collections.abc import Callable, Iterable
+import abc
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol, Self
 
 import numpy as np
 from av.packet import Packet
 
-from clips.decode import DecodeConfig, DecodeError
+from clips.decode import Boxes, DecodeConfig, DecodeError
 from clips.decode.pyav import PyavReader
 from clips.decode.source import openable
 
@@ -56,6 +57,44 @@ Refusal = Callable[[Structure], str | None]
 
 class _Sized(Protocol):
     def __len__(self) -> int: ...
+
+
+class CheckedReader(abc.ABC):
+    """What the readers of checked videos have in common: all but the decoding; see `clips.decode.Reader`."""
+
+    _checked: Checked
+    _decoder: Any
+
+    @property
+    def frames(self) -> int:
+        """Number of frames that a full decode would show."""
+        return self._checked.frames
+
+    @property
+    def fps(self) -> float:
+        """Frames per second, on average."""
+        return self._checked.fps
+
+    @property
+    def times_s(self) -> np.ndarray:
+        """float64 [frames]: when each frame is shown, in seconds from the first one."""
+        return self._checked.times_s
+
+    @abc.abstractmethod
+    def read(
+        self, indices: Sequence[np.ndarray], *, boxes: Boxes | None = None
+    ) -> list[np.ndarray]:
+        """Return one uint8 array [T, height, width, 3] per clip; see `clips.decode.Reader`."""
+
+    def close(self) -> None:
+        """Release the decoder, which frees its memory when it is deleted."""
+        self._decoder = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
 
 
 def check(

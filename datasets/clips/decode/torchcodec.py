@@ -15,16 +15,16 @@ whose first frame is no keyframe.
 """
 
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 
 from clips.decode import Boxes, DecodeConfig, DecodeError
-from clips.decode.guard import check, check_count, common_refusal
+from clips.decode.guard import CheckedReader, check, check_count, common_refusal
 from clips.decode.plan import Plan
 
 
-class TorchcodecReader:
+class TorchcodecReader(CheckedReader):
     """A video opened with torchcodec; see `clips.decode.Reader`."""
 
     def __init__(
@@ -50,7 +50,7 @@ class TorchcodecReader:
             refusal=common_refusal,
         )
         try:
-            self._decoder: Any = decoder_class(
+            self._decoder = decoder_class(
                 self._checked.source,
                 dimension_order="NHWC",
                 num_ffmpeg_threads=1,
@@ -59,21 +59,6 @@ class TorchcodecReader:
         except (RuntimeError, ValueError) as error:
             raise _decode_error(error) from error
         check_count(self._decoder, self._checked, backend="torchcodec")
-
-    @property
-    def frames(self) -> int:
-        """Number of frames that a full decode would show."""
-        return self._checked.frames
-
-    @property
-    def fps(self) -> float:
-        """Frames per second, on average."""
-        return self._checked.fps
-
-    @property
-    def times_s(self) -> np.ndarray:
-        """float64 [frames]: when each frame is shown, in seconds from the first one."""
-        return self._checked.times_s
 
     def read(
         self, indices: Sequence[np.ndarray], *, boxes: Boxes | None = None
@@ -87,16 +72,6 @@ class TorchcodecReader:
                 raise _decode_error(error) from error
             plan.store(index, picture.numpy())
         return plan.clips
-
-    def close(self) -> None:
-        """Release the decoder: torchcodec does so when it is deleted."""
-        self._decoder = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self.close()
 
 
 def _decoder_class() -> Any:

@@ -90,7 +90,7 @@ def decoding_workers() -> list[psutil.Process]:
     found = []
     for process in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.Error):  # it has ended meanwhile
-            if " ".join(process.cmdline()).startswith("ray::_decode"):
+            if " ".join(process.cmdline()).startswith("ray::decode_item"):
                 found.append(process)
     return found
 
