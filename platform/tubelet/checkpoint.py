@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint import FsspecReader, FsspecWriter
 
 from clips import storage
-from tubelet import quarantine
+from tubelet import pulse, quarantine
 from tubelet.optim import ShardedAdamW
 from tubelet.run_directory import Commit, RunDirectory, checkpoint_name, parse_name
 
@@ -60,6 +60,7 @@ def save(
     """
     rank, world_size = dist.get_rank(), dist.get_world_size()
     folder = run.path("checkpoints", checkpoint_name(step, attempt))
+    pulse.beat(step, "write")
     dcp.save(state_of(model, optimizer), storage_writer=_writer(folder))
     mine = {n: fingerprint(f"{folder}/{n}") for n in storage.list_names(folder) if _wrote(n, rank)}
     gathered: list[Any] = [None] * world_size
@@ -72,6 +73,7 @@ def save(
         audit={name: entry for _, files in gathered for name, entry in files.items()},
         points=points,
     )
+    pulse.beat(step, "commit")
     if rank == 0:
         run.write_json(vars(commit), "checkpoints", commit.name, "commit.json")
     dist.barrier()

@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from tubelet import checkpoint, ledger, quarantine, sharding
+from tubelet import checkpoint, ledger, pulse, quarantine, sharding
 from tubelet.audit import AuditTrail
 from tubelet.checkpoint import CheckpointConfig
 from tubelet.feed import Unit
@@ -105,6 +105,7 @@ class Worker:
         step = self._attempt.step
         model, optimizer = self._start_draw(step // per_draw)
         if step % per_draw and self._attempt.parent:
+            pulse.beat(step, "load")
             try:
                 checkpoint.load(self._run, self._attempt.parent, model=model, optimizer=optimizer)
             except checkpoint.DamagedCheckpointError as error:  # starting again would not mend it
@@ -184,7 +185,11 @@ class Worker:
         expected = plan.ledger.batch * plan.copies
         loss_sum = torch.zeros((), dtype=torch.float64, device=self._device)
         clips = torch.zeros((), dtype=torch.float64, device=self._device)
-        for number, unit in enumerate(self._feed.training_units(step), start=1):
+        units = iter(self._feed.training_units(step))
+        for number in range(1, self._feed.training_rounds + 1):
+            pulse.beat(step, "data")
+            unit = next(units)
+            pulse.beat(step, "forward")
             sharding.reduce_gradients(model, now=number == self._feed.training_rounds)
             torch.manual_seed(ledger.unit_seed(plan.ledger.seed, unit.number))
             with torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=self._bfloat16):
@@ -194,6 +199,7 @@ class Worker:
             loss_sum += total.detach()
             clips += unit.valid_B.sum()
             self._audit.add(step, unit)
+        pulse.beat(step, "reduce")
         sums = torch.stack([loss_sum, clips, optimizer.square_sum().to(self._device)])
         sums = torch.cat([sums, torch.tensor(wishes, dtype=torch.float64, device=self._device)])
         dist.all_reduce(sums)
@@ -217,6 +223,7 @@ class Worker:
         decay = config.weight_decay
         if config.weight_decay_end is not None:
             decay = cosine(local, peak=decay, floor=config.weight_decay_end, steps=per_draw)
+        pulse.beat(step, "update")
         finite = bool(norm < float("inf")) and total_loss == total_loss
         if finite:
             scale = correction * clip_scale(norm, config.clip_grad)
@@ -235,6 +242,7 @@ class Worker:
         model.eval()
         sums: dict[str, Tensor] = {}
         for unit in self._feed.held_out_units(done):
+            pulse.beat(done, "evaluate")
             with torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=self._bfloat16):
                 mine = self._task.held_out(model, unit)
             for name, value in mine.items():
@@ -275,6 +283,7 @@ class Worker:
         )
 
     def _export(self, model: nn.Module, draw: int) -> None:
+        pulse.beat((draw + 1) * self._plan.ledger.steps_per_draw, "export")
         state = sharding.full_state_dict(model, keep=self._rank == 0)
         if self._rank == 0:
             self._task.export(state, draw)
@@ -313,6 +322,7 @@ class Worker:
         A report is read some time after the call has returned, and lost with the workers until then: it is certain
         once two later ones went through. So commits carry the points of the last two as well.
         """
+        pulse.beat(step, "report")
         self._session.report([p for p in self._points if p["step"] > self._reported[-1]])
         self._reported.append(step)
         self._forget()
