@@ -16,6 +16,7 @@ from clips import storage
 from tubelet import cluster
 from tubelet.feed import MaskMaker
 from tubelet.items import DataPlan
+from tubelet.notices import Notices
 from tubelet.run_directory import RunDirectory
 from tubelet.session import Outcome, Session
 
@@ -78,7 +79,7 @@ def _trainer(
     workers: tuple[int, int],
 ) -> Any:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.torch import TorchConfig
 
     from tubelet import membership, stream, worker
 
@@ -105,28 +106,41 @@ def _trainer(
         ),
     )
     reports = membership.Reports(uri=mlflow_uri, run_id=run_id, folder=spool_folder(directory))
+    notices = Notices(notices_file(directory))
     # Ray also takes callbacks of its own kinds here, which its annotation does not say.
-    callbacks: list[Any] = [membership.Attempts(directory, ray_run, reports), reports]
-    smallest, largest = workers
-    return TorchTrainer(
+    callbacks: list[Any] = [
+        membership.Group(directory, notices, hang_s=60 * elastic.hang_minutes),
+        membership.Attempts(directory, ray_run, reports),
+        reports,
+    ]
+    sizes = ScalingConfig(
+        num_workers=workers,
+        use_gpu=cuda,
+        resources_per_worker={"CPU": elastic.cpus_per_worker} | ({"GPU": 1} if cuda else {}),
+        label_selector={cluster.DATA_NODES[0]: f"!{cluster.DATA_NODES[1]}"} if labelled else None,
+    )
+    return membership.ElasticTrainer(
         worker.work,
         train_loop_config={"work": work},
         torch_config=TorchConfig(backend="nccl" if cuda else "gloo"),
-        scaling_config=ScalingConfig(
-            num_workers=smallest if smallest == largest else workers,
-            use_gpu=cuda,
-            resources_per_worker={"CPU": elastic.cpus_per_worker} | ({"GPU": 1} if cuda else {}),
-            label_selector={cluster.DATA_NODES[0]: f"!{cluster.DATA_NODES[1]}"}
-            if labelled
-            else None,
+        scaling_config=sizes,
+        run_config=RunConfig(name=ray_run, storage_path=directory.path("ray"), callbacks=callbacks),
+        scaling=membership.LiveScaling(
+            sizes,
+            timetable=job.plan.timetable,
+            decode_cpus=0.0 if labelled else recipe.data.decode_cpus,
+            labelled=labelled,
+            notices=notices,
         ),
-        run_config=RunConfig(
-            name=ray_run,
-            storage_path=directory.path("ray"),
-            failure_config=FailureConfig(max_failures=elastic.max_failures),
-            callbacks=callbacks,
+        failures=membership.CountedFailures(
+            FailureConfig(), most=elastic.max_failures, notices=notices
         ),
     )
+
+
+def notices_file(directory: RunDirectory) -> str:
+    """Where the controller leaves what the user should be told, beside the spool."""
+    return str(Path(spool_folder(directory)) / "notices.jsonl")
 
 
 def spool_folder(directory: RunDirectory) -> str:

@@ -24,7 +24,9 @@ class ElasticConfig:
     threads: Annotated[int, Ge(1)] = 1
     """CPU threads of a worker; part of the bits of a result, hence fixed."""
     max_failures: Annotated[int, Ge(0)] = field(default=16, metadata={"resume": "free"})
-    """Worker failures after which the run gives up (each costs the steps since the last checkpoint)."""
+    """Worker failures after which the run gives up; nodes that are taken away do not count."""
+    hang_minutes: Annotated[float, Gt(0)] = field(default=15.0, metadata={"resume": "free"})
+    """Without a sign of a worker for so long, all stacks are kept and the workers started again."""
 
     def __post_init__(self) -> None:
         if self.min_workers > self.max_workers:

@@ -4,8 +4,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from tubelet.notices import NoticeReader
 from tubelet.run_directory import RunDirectory
-from tubelet.terminal import Progress, format_facts
+from tubelet.terminal import Progress, format_facts, say
 
 
 class Watch:
@@ -19,6 +20,7 @@ class Watch:
 
     def __init__(self, recipe: Any, directory: RunDirectory, spool: Path) -> None:
         self._recipe, self._spool, self._offset = recipe, spool, 0
+        self._notices = NoticeReader(str(spool.with_name("notices.jsonl")))
         tip = directory.resume_point(directory.newest_attempt())
         self.step = tip.step if tip else 0
         self.newest: dict[str, float] = {}
@@ -31,6 +33,8 @@ class Watch:
         before = self.step
         self.new_pictures = False
         self._read()
+        for text in self._notices:
+            say(text)
         if self.step != before:
             bar.update(self.step, self._facts())
 

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 
-from tubelet import quarantine
+from tubelet import holding, quarantine
 from tubelet.feed import Feed, MaskMaker
 from tubelet.items import DataPlan
 from tubelet.quarantine import Quarantine
@@ -80,6 +80,8 @@ def work(config: dict[str, Work]) -> None:
         stop_requested=_StopWatch(run, attempt) if rank == 0 else lambda: False,
     )
     outcome = task.loop(task.recipe, task.plan, session)
+    if outcome.kind == "stopped" and not run.stop_requested(attempt.number):
+        holding.hold(outcome.step, until=lambda: run.stop_requested(attempt.number))
     if rank == 0:
         run.write_json(asdict(outcome), "attempts", f"{attempt.number:05d}.outcome")
 
@@ -128,14 +130,17 @@ class _Points(list[dict[str, Any]]):
 
 
 class _StopWatch:
-    """Looks once a second, in the background, whether somebody asked this attempt to stop."""
+    """Whether this attempt should save and leave: the controller wants it to hold, or somebody asked it to stop.
+
+    The latter is looked for once a second, in the background.
+    """
 
     def __init__(self, run: RunDirectory, attempt: Attempt) -> None:
         self._asked = threading.Event()
         threading.Thread(target=self._watch, args=(run, attempt.number), daemon=True).start()
 
     def __call__(self) -> bool:
-        return self._asked.is_set()
+        return self._asked.is_set() or holding.asked_to_hold()
 
     def _watch(self, run: RunDirectory, attempt: int) -> None:
         while not self._asked.wait(_STOP_POLL_S):

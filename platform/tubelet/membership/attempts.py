@@ -1,30 +1,21 @@
-"""Hooks in Ray: decide where a worker group resumes, keep what its workers report.
+"""Where a worker group resumes, decided and written down before it starts; and what its workers report.
 
-The only file that touches Ray's private interfaces; they were read in the version checked below. An exception out of a
-hook of Ray Train's controller ends a run, so what can fail here (storage) is retried inside ``clips.storage`` and
-otherwise only logged.
+What can fail here (storage) is retried inside ``clips.storage``; if it fails all the same, so does the start.
 """
 
 import logging
 from collections.abc import Sequence
 from typing import Any, cast
 
-import ray
-import ray.train
 from ray.train import UserCallback
 from ray.train.v2._internal.execution.callback import WorkerGroupCallback
 from ray.train.v2._internal.execution.worker_group import WorkerGroupContext
 
+from tubelet.membership import group
 from tubelet.run_directory import RunDirectory
 from tubelet.spool import MetricSpool, Point
 
 _log = logging.getLogger(__name__)
-
-_READ_IN = "2.60."
-if not ray.__version__.startswith(_READ_IN):
-    raise ImportError(
-        f"tubelet hooks into Ray {_READ_IN}x, found {ray.__version__}: install the pinned constraints"
-    )
 
 
 class Attempts(WorkerGroupCallback):
@@ -65,6 +56,7 @@ class Reports(UserCallback):
         """Called by Ray Train once all workers have reported."""
         for report in metrics:
             self.append(report["points"])
+            group.current().note(report["points"])
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         """Called by Ray Train when workers have failed; the restart follows."""
