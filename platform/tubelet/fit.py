@@ -102,7 +102,7 @@ def _trainer(
             decode_cpus=recipe.data.decode_cpus,
             prefetch=recipe.data.prefetch,
             labelled=labelled,
-            trainer_cpus=workers[1] * elastic.cpus_per_worker,
+            cpus_per_worker=elastic.cpus_per_worker,
         ),
     )
     reports = membership.Reports(uri=mlflow_uri, run_id=run_id, folder=spool_folder(directory))

@@ -35,8 +35,8 @@ class Supply:
     prefetch: int
     labelled: bool
     """Decode on labelled nodes only."""
-    trainer_cpus: float
-    """Held by the whole group of workers."""
+    cpus_per_worker: float
+    """Held by each rank."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def window_of(
         item_bytes: size of an item.
         factor: by how much more CPUs are asked for than there are; grows while a rank waits.
     """
-    spare = room.cpus if supply.labelled else room.cpus - supply.trainer_cpus
+    spare = room.cpus if supply.labelled else room.cpus - world_size * supply.cpus_per_worker
     tasks = max(1, int(spare / supply.decode_cpus + 1e-9))
     wanted = -(-tasks // world_size) * factor + supply.prefetch
     allowed = int(room.store_bytes * _STORE_SHARE / (item_bytes * world_size))

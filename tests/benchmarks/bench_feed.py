@@ -165,7 +165,7 @@ def _feed_rate(bench: Bench, plan: DataPlan, folder: Path) -> dict[str, float]:
     from tubelet import stream  # imports Ray, which `connect` prepares
 
     supply = stream.Supply(
-        decode_cpus=1.0, prefetch=bench.prefetch, labelled=False, trainer_cpus=0.0
+        decode_cpus=1.0, prefetch=bench.prefetch, labelled=False, cpus_per_worker=0.0
     )
     consumer: Any = ray.remote(num_cpus=0)(Consumer)
     reading = consumer.remote(plan, supply).read.remote(bench.warmup + bench.units)

@@ -21,13 +21,13 @@ from tubelet.ledger import Ledger
 from tubelet.stream import Room, Stream, Supply, window_of
 from tubelet.timetable import Timetable
 
-SUPPLY = Supply(decode_cpus=1.0, prefetch=2, labelled=False, trainer_cpus=2.0)
+SUPPLY = Supply(decode_cpus=1.0, prefetch=2, labelled=False, cpus_per_worker=1.0)
 
 
 def test_a_rank_asks_for_its_share_of_the_free_cpus_and_the_prefetch() -> None:
     room = Room(cpus=10, store_bytes=1e12)
     assert window_of(room, SUPPLY, world_size=2, item_bytes=1) == 4 + 2
-    assert window_of(room, SUPPLY, world_size=3, item_bytes=1) == 3 + 2
+    assert window_of(room, SUPPLY, world_size=3, item_bytes=1) == 3 + 2  # 7 CPUs for 3
     assert window_of(room, replace(SUPPLY, decode_cpus=0.5), world_size=2, item_bytes=1) == 8 + 2
     assert window_of(room, replace(SUPPLY, labelled=True), world_size=2, item_bytes=1) == 5 + 2
     assert window_of(room, SUPPLY, world_size=2, item_bytes=1, factor=4) == 16 + 2
