@@ -119,6 +119,10 @@ class Feed:
         """Units per step that every rank must run, dummies included."""
         return rounds(self._plan.timetable.units_per_step, self._world_size)
 
+    def first_rank(self, step: int) -> int:
+        """The rank that has a step's first unit; the next unit is on the next rank."""
+        return (self._plan.timetable.first_item(step) - self._first) % self._world_size
+
     def training_units(self, step: int) -> Iterator[Unit]:
         """This rank's units of a step, filled up with dummies to ``training_rounds``."""
         first = self._plan.timetable.first_item(step)

@@ -14,6 +14,8 @@ from annotated_types import Ge, Gt
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from tubelet import exact
+
 
 @dataclass(frozen=True)
 class OptimConfig:
@@ -88,6 +90,11 @@ class ShardedAdamW:
         if not parts:  # a rank may hold nothing of a small model
             return torch.zeros((), dtype=torch.float64)
         return torch.stack(torch._foreach_norm(parts)).double().square().sum()
+
+    def exact_square_sum(self) -> float:
+        """The same over all ranks, with the same bits at any world size (a collective)."""
+        gradients = [_local(p.grad) for p in self._named.values() if p.grad is not None]
+        return exact.square_sum(gradients, elements=sum(p.numel() for p in self._named.values()))
 
     def step(self, *, lr: float, weight_decay: float, scale: float) -> None:
         """Multiply the gradient by ``scale``, update, and forget the gradient."""

@@ -23,6 +23,9 @@ class ElasticConfig:
     """auto: one GPU per worker where the cluster has any."""
     threads: Annotated[int, Ge(1)] = 1
     """CPU threads of a worker; part of the bits of a result, hence fixed."""
+    exact: bool | None = None
+    """The same bits at any number of workers and through any failures; null: on CPUs. On GPUs it asks for
+    deterministic kernels, which are slower, and holds between GPUs of one model."""
     max_failures: Annotated[int, Ge(0)] = field(default=16, metadata={"resume": "free"})
     """Worker failures after which the run gives up; nodes that are taken away do not count."""
     hang_minutes: Annotated[float, Gt(0)] = field(default=15.0, metadata={"resume": "free"})

@@ -1,8 +1,9 @@
 """From a single-device model to one spread over the workers: FSDP2, mixed precision, deferred gradient reduction.
 
 Gradients are *summed* over ranks and units (divide factor 1): the loop divides by the number of valid clips of the
-step, so that padding, bad samples and the world size do not show. Gloo has no pre-multiplied sum, hence the forced
-plain sum, which is set on every wrapped module because the setters are not recursive.
+step, so that padding, bad samples and the world size do not show (``exact`` has the sum whose very bits do not depend
+on it). Gloo has no pre-multiplied sum, hence the forced plain sum, which is set on every wrapped module because the
+setters are not recursive.
 """
 
 from collections.abc import Sequence
@@ -43,10 +44,20 @@ def shard(
     return model
 
 
-def reduce_gradients(model: nn.Module, *, now: bool) -> None:
-    """Whether the next backward pass reduces gradients over ranks, or keeps adding them up locally."""
-    assert isinstance(model, FSDPModule)
-    model.set_requires_gradient_sync(now)
+class DeferredReduction:
+    """Gradients are added up locally and reduced over ranks in the last round of a step.
+
+    Args:
+        model: sharded.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        assert isinstance(model, FSDPModule)
+        self._model = model
+
+    def begin_round(self, *, first_rank: int, last: bool) -> None:
+        """Before a unit's backward pass (see ``exact.OrderedReduction``)."""
+        self._model.set_requires_gradient_sync(last)
 
 
 def full_state_dict(model: nn.Module, *, keep: bool) -> dict[str, torch.Tensor]:

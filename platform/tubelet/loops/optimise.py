@@ -4,8 +4,8 @@ Pretraining and fine-tuning are *tasks*: how to build the model and what a unit'
 run exact is here, once: the constant global batch by accumulating units, gradients divided by the number of valid
 clips of the step, torch's generators seeded per unit, held-out evaluation, checkpoints with their audit, stopping.
 
-A step costs one reduction of the gradient and one all-reduce of a few numbers (losses, counts, the norm, rank 0's wish
-to report, save or stop), which is also where all ranks agree on what happens next.
+A step costs one reduction of the gradient (in exact mode one a round) and one all-reduce of a few numbers (the units'
+losses, counts, the norm, rank 0's wish to report, save or stop), which is where all ranks agree on what happens next.
 """
 
 import time
@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from tubelet import checkpoint, ledger, pulse, quarantine, sharding
+from tubelet import checkpoint, exact, ledger, pulse, quarantine, sharding
 from tubelet.audit import AuditTrail
 from tubelet.checkpoint import CheckpointConfig
 from tubelet.feed import Unit
@@ -73,6 +73,8 @@ class Plan:
     warmup_steps: int
     checkpoint: CheckpointConfig
     max_bad_fraction: float
+    exact: bool | None = None
+    """The same bits at any world size; None: on the CPU."""
     report_every_s: float = 2.0
 
 
@@ -94,6 +96,9 @@ class Worker:
         self._bfloat16 = plan.optim.precision == "bfloat16" or (
             plan.optim.precision == "auto" and self._device.type == "cuda"
         )
+        self._exact = self._device.type == "cpu" if plan.exact is None else plan.exact
+        if self._exact:
+            exact.ask_for_determinism(self._device)
         self._points: list[dict[str, Any]] = []  # what may still be lost: see _report
         self._bad = self._feed.quarantine.clips
         self._committed = session.attempt.step
@@ -156,6 +161,8 @@ class Worker:
         sharding.shard(
             model, blocks=self._task.blocks(model), mesh=self._session.mesh, bfloat16=self._bfloat16
         )
+        reduce = exact.OrderedReduction if self._exact else sharding.DeferredReduction
+        self._reduction: sharding.DeferredReduction | exact.OrderedReduction = reduce(model)
         return model, ShardedAdamW(model, config=self._plan.optim, scales=scales)
 
     def _wishes(
@@ -183,27 +190,34 @@ class Worker:
     ) -> "_StepResult":
         plan = self._plan
         expected = plan.ledger.batch * plan.copies
-        loss_sum = torch.zeros((), dtype=torch.float64, device=self._device)
         clips = torch.zeros((), dtype=torch.float64, device=self._device)
-        units = iter(self._feed.training_units(step))
+        losses: dict[int, Tensor] = {}
+        units, first_rank = iter(self._feed.training_units(step)), self._feed.first_rank(step)
         for number in range(1, self._feed.training_rounds + 1):
             pulse.beat(step, "data")
             unit = next(units)
             pulse.beat(step, "forward")
-            sharding.reduce_gradients(model, now=number == self._feed.training_rounds)
+            last = number == self._feed.training_rounds
+            self._reduction.begin_round(first_rank=first_rank, last=last)
             torch.manual_seed(ledger.unit_seed(plan.ledger.seed, unit.number))
             with torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=self._bfloat16):
                 losses_B = self._task.losses(model, unit)
             total = (losses_B.float() * unit.valid_B).sum()
             (total / expected).backward()
-            loss_sum += total.detach()
+            if unit.source:
+                losses[unit.number - step * plan.ledger.units_per_step] = total
             clips += unit.valid_B.sum()
             self._audit.add(step, unit)
         pulse.beat(step, "reduce")
-        sums = torch.stack([loss_sum, clips, optimizer.square_sum().to(self._device)])
-        sums = torch.cat([sums, torch.tensor(wishes, dtype=torch.float64, device=self._device)])
+        squares = 0.0 if self._exact else optimizer.square_sum()
+        others = torch.tensor([clips, squares, *wishes], dtype=torch.float64, device=self._device)
+        filled = exact.slots(losses, count=plan.ledger.units_per_step, device=self._device)
+        sums = torch.cat([others, filled])
         dist.all_reduce(sums)
-        total_loss, count, squares, stop, save, report = sums.tolist()
+        count, squares, stop, save, report, *each = sums.tolist()
+        total_loss = exact.sum_slots(each)
+        if self._exact:
+            squares = optimizer.exact_square_sum()
         correction = (
             expected / count if count else 0.0
         )  # exactly 1 unless clips were bad or padding
@@ -240,17 +254,21 @@ class Worker:
     @torch.no_grad()
     def _evaluate(self, model: nn.Module, done: int) -> dict[str, float]:
         model.eval()
-        sums: dict[str, Tensor] = {}
+        count = self._plan.timetable.held_out_units
+        sums: dict[str, dict[int, Tensor]] = {}
         for unit in self._feed.held_out_units(done):
             pulse.beat(done, "evaluate")
             with torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=self._bfloat16):
                 mine = self._task.held_out(model, unit)
             for name, value in mine.items():
-                sums[name] = sums.get(name, torch.zeros_like(value)) + value
+                known = sums.setdefault(name, {})
+                if unit.source:
+                    known[unit.number] = value
         model.train()
-        values = torch.stack([sums[name].double() for name in sorted(sums)])
+        filled = [exact.slots(sums[n], count=count, device=self._device) for n in sorted(sums)]
+        values = torch.stack(filled)
         dist.all_reduce(values)
-        totals = dict(zip(sorted(sums), values.tolist(), strict=True))
+        totals = {n: exact.sum_slots(v) for n, v in zip(sorted(sums), values.tolist(), strict=True)}
         clips = max(1.0, totals.pop("clips"))
         return {f"eval/{name}": value / clips for name, value in totals.items()}
 
