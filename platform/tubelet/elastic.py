@@ -9,7 +9,6 @@ The state of a run is its directory; this process holds none that matters.
 """
 
 import contextlib
-import json
 import logging
 import signal
 import tempfile
@@ -19,18 +18,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import pydantic
-
 from clips import storage
-from tubelet import cluster, config, quarantine, terminal, tracking
+from tubelet import cluster, config, owner, quarantine, resuming, terminal, tracking
 from tubelet.config import DONE, INTERRUPTED, STOPPED, UserError
 from tubelet.fit import Fit, Job, spool_folder
-from tubelet.run_directory import FORMAT_VERSION, RunDirectory
+from tubelet.owner import Ownership
+from tubelet.run_directory import RunDirectory
 from tubelet.watch import Watch
 
 _log = logging.getLogger(__name__)
 
 _SHIP_TIMEOUT_S = 60.0
+_MOST_CONTROLLERS = 10
 
 
 class TrainingStopped(Exception):
@@ -69,8 +68,8 @@ def run(job: Job) -> Result:
     root = storage.absolute(section.storage)
     directory = RunDirectory(storage.join(root, section.name))
     mlflow_uri = tracking.resolve_uri(root)
-    record = _fresh(directory, job) if section.fresh else _open(directory, job)
-    with terminal.console_and_log(_log_file(directory)):
+    record = resuming.fresh(directory, job) if section.fresh else resuming.resumed(directory, job)
+    with terminal.console_and_log(_log_file(directory)), _owning(directory) as held:
         trainers = job.recipe.elastic.max_workers * job.recipe.elastic.cpus_per_worker
         found = cluster.connect(trainer_cpus=trainers, store_bytes=_store_bytes(job))
         workers = _workers(job, found)
@@ -81,85 +80,17 @@ def run(job: Job) -> Result:
         recipe = tracking.redact(config.to_yaml(job.recipe))
         storage.write_bytes(directory.path("recipe.yaml"), recipe.encode())
         _announce(job, directory, record, workers=workers, found=found)
-        fit = Fit(
-            job, directory, mlflow_uri=mlflow_uri, run_id=record["mlflow_run_id"], workers=workers
+        return _watch(
+            job,
+            directory,
+            held,
+            workers=workers,
+            mlflow_uri=mlflow_uri,
+            run_id=record["mlflow_run_id"],
         )
-        return _watch(job, directory, fit, mlflow_uri=mlflow_uri, run_id=record["mlflow_run_id"])
 
 
 # --- before ----------------------------------------------------------------------------------------
-
-
-def _new(job: Job) -> dict[str, Any]:
-    return {
-        "version": FORMAT_VERSION,
-        "job": job.kind,
-        "name": job.recipe.run.name,
-        "manifest": job.manifest_hash,
-        "revision": cluster.revision(),
-        "starts": 0,
-        "recipe": _without_secrets(job.recipe),
-    }
-
-
-def _fresh(directory: RunDirectory, job: Job) -> dict[str, Any]:
-    """A new record for a folder that may be cleared: it holds a run, or nothing but logs."""
-    names = storage.list_names(directory.uri)
-    others = [name for name in names if name != "logs"]
-    if others and "run.json" not in names:
-        raise UserError(
-            f"run.fresh=true deletes a run, but {storage.redact(directory.uri)} holds {others[0]} and no run: "
-            f"choose another run.name, or empty it yourself"
-        )
-    return _new(job)
-
-
-def _open(directory: RunDirectory, job: Job) -> dict[str, Any]:
-    """The run's record: a new one, or the existing one if this job may continue it."""
-    record = directory.read_json("run.json")
-    if record is None:
-        return _new(job)
-    where = storage.redact(directory.uri)
-    if record["version"] > FORMAT_VERSION:
-        raise UserError(
-            f"{where} was written by a newer release (format version {record['version']}, this one reads "
-            f"{FORMAT_VERSION}): resume it with that release, or choose another run.name"
-        )
-    if record["job"] != job.kind:
-        raise UserError(
-            f"{where} holds a {record['job']} run: choose another run.name, or run.fresh=true to delete it"
-        )
-    if record["manifest"] != job.manifest_hash:
-        raise UserError(
-            f"{where} was started on other data (manifest {record['manifest'][:12]}, now {job.manifest_hash[:12]}): "
-            f"give it the manifest it began with, choose another run.name, or run.fresh=true to delete it"
-        )
-    schema = pydantic.TypeAdapter(type(job.recipe))
-    now = _without_secrets(job.recipe)
-    changed = config.difference(
-        *(schema.validate_json(json.dumps(r)) for r in (record["recipe"], now))
-    )
-    refused = [c for c in changed if c.key not in job.recipe.resume.allow]
-    if refused:
-        raise UserError(
-            f"{where} was started with another recipe:\n"
-            + "\n".join(f"  {c}" for c in refused)
-            + "\nkeep the old values, choose another run.name, run.fresh=true to delete it, or allow the change"
-            f" with 'resume.allow=[{', '.join(c.key for c in refused)}]'"
-        )
-    finished = directory.read_json("finished.json")
-    if finished is not None and finished["step"] >= job.plan.ledger.steps:
-        raise UserError(
-            f"{where} is finished ({finished['step']} steps): choose another run.name, run.fresh=true to delete it, "
-            f"or train on with more epochs: schedule.epochs=N 'resume.allow=[schedule.epochs]'"
-        )
-    record["recipe"] = now
-    return record
-
-
-def _without_secrets(recipe: Any) -> dict[str, Any]:
-    """The recipe as it may be kept: user names, passwords and queries of URIs replaced."""
-    return json.loads(tracking.redact(json.dumps(config.to_dict(recipe))))
 
 
 def _workers(job: Job, found: cluster.Cluster) -> tuple[int, int]:
@@ -245,6 +176,16 @@ def _announce(
 
 
 @contextlib.contextmanager
+def _owning(directory: RunDirectory) -> Iterator[Ownership]:
+    """Keep other drivers off the run meanwhile."""
+    held = owner.take(directory, say=terminal.say)
+    try:
+        yield held
+    finally:
+        held.release()
+
+
+@contextlib.contextmanager
 def _signals() -> Iterator[list[str]]:
     """The names of SIGINT and SIGTERM as they arrive; a second one ends the process at once."""
     received: list[str] = []
@@ -265,15 +206,38 @@ def _signals() -> Iterator[list[str]]:
             signal.signal(number, handler)
 
 
-def _watch(job: Job, directory: RunDirectory, fit: Fit, *, mlflow_uri: str, run_id: str) -> Result:
-    """Show progress until Ray Train ends; pass a signal on to whatever attempt is running."""
+def _watch(
+    job: Job,
+    directory: RunDirectory,
+    held: Ownership,
+    *,
+    workers: tuple[int, int],
+    mlflow_uri: str,
+    run_id: str,
+) -> Result:
+    """Run Ray Train, show progress until it ends; pass a signal on to whatever attempt is running."""
+    fit = Fit(job, directory, mlflow_uri=mlflow_uri, run_id=run_id, workers=workers)
+    controllers = 1
     watch = Watch(job.recipe, directory, Path(spool_folder(directory)) / f"{run_id}.jsonl")
     asked: int | None = None
     with (
         _signals() as received,
         terminal.progress(job.kind, job.plan.ledger.steps, done=watch.step) as bar,
     ):
-        while fit.running():
+        while fit.running() or (
+            fit.controller_died and not received and controllers < _MOST_CONTROLLERS
+        ):
+            if held.lost_to:
+                raise UserError(
+                    f"{held.lost_to} has taken over {storage.redact(directory.uri)}: this driver ends"
+                )
+            if fit.controller_died:
+                terminal.say(
+                    "the controller has died; another one goes on from the last checkpoint"
+                )
+                directory.record_event("controller_died")
+                fit = Fit(job, directory, mlflow_uri=mlflow_uri, run_id=run_id, workers=workers)
+                controllers += 1
             watch.look(bar)
             if watch.new_pictures and job.draw:
                 _draw(job, directory, mlflow_uri, run_id)
@@ -335,7 +299,9 @@ def _finish(
     else:
         tip = directory.resume_point(directory.newest_attempt())
         at = f"step {tip.step}" if tip else "the beginning"
-        code, message = STOPPED, _diagnosis(fit.error, where=where, log=log, at=at)
+        reason = directory.gave_up() or _reason(fit.error, log)
+        code = STOPPED
+        message = f"training gave up: {reason}\n  log: {log}\n  the same command resumes {where} from {at}"
     status: dict[int, Literal["FINISHED", "KILLED", "FAILED"]] = {
         DONE: "FINISHED",
         INTERRUPTED: "KILLED",
@@ -345,12 +311,11 @@ def _finish(
     return Result(code, directory, mlflow_uri, run_id, message, watch.newest)
 
 
-def _diagnosis(error: BaseException | None, *, where: str, log: Path, at: str) -> str:
-    """Why a run gave up: the last line of the first worker's error, or else of the log."""
+def _reason(error: BaseException | None, log: Path) -> str:
+    """Why Ray Train gave up: the last line of the first worker's error, or else of the log."""
     causes = [str(cause) for cause in getattr(error, "worker_failures", {}).values()]
     lines = [line for line in (causes or [str(error)])[0].splitlines() if line.strip()]
-    reason = lines[-1].strip() if lines and error is not None else terminal.tail(log, lines=3)
-    return f"training gave up: {reason}\n  log: {log}\n  the same command resumes {where} from {at}"
+    return lines[-1].strip() if lines and error is not None else terminal.tail(log, lines=3)
 
 
 def _draw(job: Job, directory: RunDirectory, mlflow_uri: str, run_id: str) -> None:

@@ -63,6 +63,13 @@ class Fit:
         self._thread.join(_POLL_S)
         return self._thread.is_alive()
 
+    @property
+    def controller_died(self) -> bool:
+        """Whether it ended because the process that steers it did."""
+        from ray.exceptions import RayActorError
+
+        return isinstance(self.error, RayActorError)
+
     def _run(self) -> None:
         try:
             self._trainer.fit()

@@ -1,11 +1,11 @@
 """What a run leaves in storage, and the one decision about where it resumes.
 
     <run.storage>/<run.name>/
-        run.json  recipe.yaml  finished.json
+        run.json  recipe.yaml  finished.json  owner.json (while a driver trains)
         attempts/00001.json            one per start of a worker group: world size, parent checkpoint, step
         attempts/00001.stop            somebody asked this attempt to checkpoint and leave
         checkpoints/step_0000001200-a00001/{*.distcp, .metadata, commit.json}
-        audit/  quarantine/  reconstructed/ (clips to draw)  pictures/  export/  spool/  logs/  events.jsonl
+        audit/  quarantine/  reconstructed/ (clips to draw)  pictures/  export/  spool/  stacks/  logs/  events.jsonl
         ray/ (Ray's own, disposable)
 
 A checkpoint exists for readers once its ``commit.json`` does. Which one a worker group resumes from is decided once, by
@@ -24,6 +24,8 @@ from annotated_types import Ge, Lt
 from clips import storage
 
 FORMAT_VERSION = 1
+KEPT = ("logs", "owner.json")
+"""What stays when a run is deleted to begin anew: who asks for that is writing them."""
 
 
 @dataclass(frozen=True)
@@ -129,9 +131,9 @@ class RunDirectory:
         storage.write_bytes(self.path(*parts), _json(content))
 
     def clear(self) -> None:
-        """Delete the run, but for its logs: who asks for this is writing one."""
+        """Delete the run, but for what its new driver has begun to write."""
         for name in storage.list_names(self.uri):
-            if name != "logs":
+            if name not in KEPT:
                 storage.remove(self.path(name))
 
     # --- attempts --------------------------------------------------------------------------------
@@ -246,6 +248,17 @@ class RunDirectory:
         before = storage.read_bytes(uri) if storage.exists(uri) else b""
         line = json.dumps({"unix_s": round(time.time(), 3), "event": kind, **details})
         storage.write_bytes(uri, before + line.encode() + b"\n")
+
+    def events(self) -> list[dict[str, Any]]:
+        """All lines of ``events.jsonl``."""
+        uri = self.path("events.jsonl")
+        lines = storage.read_bytes(uri).splitlines() if storage.exists(uri) else []
+        return [json.loads(line) for line in lines]
+
+    def gave_up(self) -> str | None:
+        """Why the newest attempt was the last one, if its failure was one too many."""
+        failures = [event for event in self.events() if event["event"] in ("failure", "attempt")]
+        return failures[-1].get("gave_up") if failures else None
 
 
 def _json(content: dict[str, Any]) -> bytes:

@@ -19,7 +19,7 @@ from mlflow import MlflowClient
 from clips import Manifest, read_manifest, write_manifest
 from clips.synthetic import CLASSES, MotionConfig, write_videos
 from jobs import Ended, run_jobs
-from tubelet import config, elastic, handover, tracking
+from tubelet import config, handover, resuming, tracking
 from tubelet.loops import pretrain
 from tubelet.recipes import Pretrain
 from tubelet.run_directory import RunDirectory
@@ -317,7 +317,7 @@ def begun(folder: Path, name: str, labelled: str) -> None:
     overrides = [f"data.manifest={labelled}", f"run.storage={folder / 'runs'}", f"run.name={name}"]
     job = pretrain.job(config.load(Pretrain, [folder / "recipe.yaml"], overrides))
     run = RunDirectory(str(folder / "runs" / name))
-    run.write_json({**elastic._new(job), "mlflow_run_id": "0" * 32}, "run.json")
+    run.write_json({**resuming.new(job), "mlflow_run_id": "0" * 32}, "run.json")
     if name == "finished":
         run.write_json({"step": job.plan.ledger.steps}, "finished.json")
 
