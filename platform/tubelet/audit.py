@@ -1,8 +1,7 @@
 """The audit trail: what every worker received, and the proof that nothing was lost or repeated.
 
-Each rank keeps the clips of its training units and flushes them as a Parquet file right before a commit, which lists
-it. ``verify`` follows the lineage of the run's checkpoints and compares what was consumed
-with what the ledger plans.
+Each rank keeps the clips of its training units until they are saved, as a Parquet file that the commit lists.
+``verify`` follows the lineage of the run's checkpoints and compares what was consumed with what the ledger plans.
 """
 
 import io
@@ -16,7 +15,6 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from clips import storage
-from tubelet import checkpoint
 from tubelet.feed import Unit
 from tubelet.ledger import Ledger
 from tubelet.run_directory import RunDirectory
@@ -42,8 +40,8 @@ _SCHEMA = pa.schema(
 class AuditTrail:
     """One rank's record of the units it trained on since the last commit."""
 
-    def __init__(self, run: RunDirectory, *, attempt: int, rank: int) -> None:
-        self._run, self._attempt, self._rank = run, attempt, rank
+    def __init__(self, *, attempt: int, rank: int) -> None:
+        self._attempt, self._rank = attempt, rank
         self._tables: list[pa.Table] = []
         self._last_step = 0
 
@@ -64,16 +62,15 @@ class AuditTrail:
         self._tables.append(pa.table({n: pa.array(columns[n], t) for n, t in _fields()}))
         self._last_step = step + 1
 
-    def flush(self) -> dict[str, dict[str, Any]]:
-        """Write what was noted; returns the file's name with its size and hash (nothing when there is none)."""
+    def take(self) -> dict[str, bytes]:
+        """What was noted since the last call, as a file of ``audit/``: name and content; nothing when there is none."""
         if not self._tables:
             return {}
         name = f"step_{self._last_step:010d}-a{self._attempt:05d}-r{self._rank:05d}.parquet"
         buffer = io.BytesIO()
         pq.write_table(pa.concat_tables(self._tables), buffer)
-        storage.write_bytes(self._run.path("audit", name), buffer.getvalue())
         self._tables = []
-        return {name: checkpoint.fingerprint(self._run.path("audit", name))}
+        return {name: buffer.getvalue()}
 
 
 @dataclass(frozen=True)

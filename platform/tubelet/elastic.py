@@ -294,8 +294,14 @@ def _finish(
             f"{outcome.message}\nare these the files of the manifest, and can the storage be reached? "
             f"The same command resumes {where} at step {outcome.step}; data.max_bad_fraction=... allows more"
         )
-    elif outcome and outcome.kind == "damaged":
-        code, message = STOPPED, outcome.message
+    elif outcome and outcome.kind == "unsaved":
+        tip = directory.resume_point(directory.newest_attempt())
+        at = f"step {tip.step}" if tip else "the beginning"
+        code = STOPPED
+        message = (
+            f"{storage.redact(outcome.message)}\nmake room there, or see to its access; "
+            f"the same command resumes {where} from {at}"
+        )
     else:
         tip = directory.resume_point(directory.newest_attempt())
         at = f"step {tip.step}" if tip else "the beginning"

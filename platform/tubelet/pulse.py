@@ -6,7 +6,7 @@ microsecond.
 """
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 Phase = Literal[
@@ -27,6 +27,8 @@ class Pulse:
     """So far; two readings that agree in it are of a worker that did not move between them."""
     at_s: float
     """Clock of ``time.monotonic`` on that worker."""
+    beside: tuple[int, Phase] | None = None
+    """Step and phase of the checkpoint that was last being stored in the background."""
 
 
 def beat(step: int, phase: Phase) -> None:
@@ -35,9 +37,19 @@ def beat(step: int, phase: Phase) -> None:
     _newest = Pulse(step, phase, _newest.beats + 1, time.monotonic())
 
 
+def background(step: int, phase: Phase) -> None:
+    """Note a phase of what goes on beside training: a checkpoint of ``step`` being written or committed.
+
+    It does not count as a beat: training that stands still is stuck, whatever goes on beside it.
+    """
+    global _beside
+    _beside = (step, phase)
+
+
 def read() -> Pulse:
     """The newest beat of this process."""
-    return _newest
+    return replace(_newest, beside=_beside)
 
 
+_beside: tuple[int, Phase] | None = None
 _newest = Pulse(0, "start", 0, time.monotonic())

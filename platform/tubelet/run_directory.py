@@ -179,7 +179,7 @@ class RunDirectory:
     def resume_point(self, newest: Attempt | None) -> Commit | None:
         """The newest commit in the lineage of ``newest``: its own last one, else one of those it descends from.
 
-        Going further back than its parent takes a checkpoint that somebody has removed, as damaged ones are to be.
+        Going further back than its parent happens when that was damaged and has been set aside, or was removed.
         """
         names, before = self.committed(), None
         while newest is not None:
@@ -231,6 +231,12 @@ class RunDirectory:
                 f" this release reads ({FORMAT_VERSION}); resume with the release that wrote it"
             )
         return Commit(**content)
+
+    def set_aside(self, name: str, files: list[str]) -> None:
+        """A committed checkpoint turned out damaged: from now on it does not exist for readers."""
+        self.write_json({"files": files}, "checkpoints", name, "damaged.json")
+        storage.remove(self.path("checkpoints", name, "commit.json"))
+        self.record_event("damaged", checkpoint=name, files=files)
 
     # --- stopping and events ---------------------------------------------------------------------
 

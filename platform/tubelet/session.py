@@ -58,9 +58,10 @@ class Session:
 class Outcome:
     """How an attempt ended: ``finished``, ``stopped`` on request, or for a reason that trying again would not mend.
 
-    ``diverged``: loss or gradient not finite; ``damaged``: its checkpoint; ``bad_data``: too many clips undecodable.
+    ``diverged``: loss or gradient not finite; ``unsaved``: no checkpoint could be written; ``bad_data``: too many clips
+    undecodable.
     """
 
-    kind: Literal["finished", "stopped", "diverged", "damaged", "bad_data"]
+    kind: Literal["finished", "stopped", "diverged", "unsaved", "bad_data"]
     step: int
     message: str = ""

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+import lineages
 from clips import Manifest, write_manifest
 from tubelet import audit, config
 from tubelet.audit import AuditTrail
@@ -54,7 +55,7 @@ def test_every_visit_of_two_epochs_is_consumed_once_and_the_audit_says_so(
 ) -> None:
     run = RunDirectory(str(tmp_path / "run"))
     attempt = run.begin_attempt(ray_run="r", world_size=1)
-    trail = AuditTrail(run, attempt=attempt.number, rank=0)
+    trail = AuditTrail(attempt=attempt.number, rank=0)
     visits: Counter[tuple[int, str]] = Counter()
     seeds: set[int] = set()
     for number in range(plan.timetable.items):
@@ -80,7 +81,7 @@ def test_every_visit_of_two_epochs_is_consumed_once_and_the_audit_says_so(
         assert times == {"a": {1: 15}, "b": {2: 5, 3: 2}, "c": {1: 12}}
     assert len(seeds) == COPIES * plan.ledger.visits == COPIES * 2 * (15 + 16 + 12)
 
-    commit = Commit(plan.ledger.steps, attempt.number, 1, {}, trail.flush(), [])
+    commit = Commit(plan.ledger.steps, attempt.number, 1, {}, lineages.keep(run, trail), [])
     run.write_json(vars(commit), "checkpoints", commit.name, "commit.json")
     report = audit.verify(run, ledger=plan.ledger, copies=COPIES)
     assert report.exact

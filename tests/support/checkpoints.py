@@ -10,9 +10,10 @@ from torch.distributed.device_mesh import init_device_mesh
 
 from optimising import small_model, update, whole
 from tubelet import checkpoint, sharding
-from tubelet.checkpoint import DamagedCheckpointError
+from tubelet.checkpoint import CheckpointConfig, DamagedCheckpointError
 from tubelet.optim import OptimConfig, ShardedAdamW
 from tubelet.run_directory import RunDirectory
+from tubelet.saving import Saver
 
 
 def _sharded() -> tuple[Any, ShardedAdamW]:
@@ -30,21 +31,27 @@ def _contents(model: Any, optimizer: ShardedAdamW) -> dict[str, Any]:
     }
 
 
-def save_small(uri: str, step: int) -> dict[str, Any]:
-    """Train a few steps and save as attempt 1; returns what the checkpoint must hold."""
+def save_small(uri: str, step: int, *, background: bool = True) -> dict[str, Any]:
+    """Train a few steps, save as attempt 1, train on; returns what the checkpoint must hold."""
     model, optimizer = _sharded()
     for number in range(3):
         update(model, optimizer, number, None)
-    commit = checkpoint.save(
-        RunDirectory(uri),
+    saver = Saver(RunDirectory(uri), attempt=1, config=CheckpointConfig(background=background))
+    rank = dist.get_rank()
+    saver.begin(
+        step,
         model=model,
         optimizer=optimizer,
-        step=step,
-        attempt=1,
-        audit={f"rank-{dist.get_rank()}": {"size": dist.get_rank(), "sha256": ""}},
-        points=[{"step": step, "metrics": {"train/loss": 1.0}}] if dist.get_rank() == 0 else [],
+        audit={f"rank-{rank}": b"x" * rank},
+        points=[{"step": step, "metrics": {"train/loss": 1.0}}] if rank == 0 else [],
+        bad=[],
     )
-    return {"commit": commit.name, **_contents(model, optimizer)}
+    contents = _contents(model, optimizer)
+    update(model, optimizer, 3, None)  # what is trained meanwhile must not be in it
+    verdict = saver.finish()
+    assert verdict is not None
+    assert (verdict.step, verdict.error, saver.committed) == (step, None, step)
+    return contents
 
 
 def load_small(uri: str, name: str) -> dict[str, Any] | str:

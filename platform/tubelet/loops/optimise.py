@@ -18,12 +18,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from tubelet import checkpoint, exact, ledger, pulse, quarantine, sharding
+from tubelet import checkpoint, exact, ledger, pulse, sharding
 from tubelet.audit import AuditTrail
 from tubelet.checkpoint import CheckpointConfig
 from tubelet.feed import Unit
 from tubelet.optim import OptimConfig, ShardedAdamW, clip_scale
-from tubelet.run_directory import checkpoint_name
+from tubelet.saving import Saver
 from tubelet.schedules import cosine, effective_lr
 from tubelet.session import Outcome, Session
 from tubelet.timetable import Timetable
@@ -32,6 +32,9 @@ _REPORTS_IN_FLIGHT = 2
 _LEAST_CLIPS = 200
 """Clips before the share of bad ones means anything."""
 _NAMED = 3
+_TRIES = 3
+"""Saves in a row that may fail."""
+_PAUSE_S = 2.0
 
 
 class Task(Protocol):
@@ -92,7 +95,7 @@ class Worker:
         self._run, self._attempt, self._feed = session.run, session.attempt, session.feed
         self._device = session.device
         self._rank = dist.get_rank()
-        self._audit = AuditTrail(session.run, attempt=session.attempt.number, rank=self._rank)
+        self._audit = AuditTrail(attempt=session.attempt.number, rank=self._rank)
         self._bfloat16 = plan.optim.precision == "bfloat16" or (
             plan.optim.precision == "auto" and self._device.type == "cuda"
         )
@@ -101,7 +104,12 @@ class Worker:
             exact.ask_for_determinism(self._device)
         self._points: list[dict[str, Any]] = []  # what may still be lost: see _report
         self._bad = self._feed.quarantine.clips
-        self._committed = session.attempt.step
+        self._saver = Saver(
+            session.run,
+            attempt=session.attempt.number,
+            config=plan.checkpoint,
+            committed=session.attempt.step,
+        )
         self._reported = deque([session.attempt.step], maxlen=1 + _REPORTS_IN_FLIGHT)
 
     def train(self) -> Outcome:
@@ -111,10 +119,7 @@ class Worker:
         model, optimizer = self._start_draw(step // per_draw)
         if step % per_draw and self._attempt.parent:
             pulse.beat(step, "load")
-            try:
-                checkpoint.load(self._run, self._attempt.parent, model=model, optimizer=optimizer)
-            except checkpoint.DamagedCheckpointError as error:  # starting again would not mend it
-                return Outcome("damaged", step, str(error))
+            checkpoint.load(self._run, self._attempt.parent, model=model, optimizer=optimizer)
             optimizer.set_step(step % per_draw)
         started = saved_at = reported_at = time.monotonic()
         clips = 0
@@ -122,6 +127,7 @@ class Worker:
             wishes = self._wishes(step + 1, saved_at=saved_at, reported_at=reported_at)
             result = self._step(model, optimizer, step, wishes)
             if not result.finite:
+                self._saver.finish()
                 self._report(step)
                 return Outcome(
                     "diverged", step, f"the loss or its gradient is not finite at step {step + 1}"
@@ -137,10 +143,13 @@ class Worker:
                 self._export(model, step // per_draw - 1)
             last = step == plan.ledger.steps
             bad = self._too_many_bad(step, result.clips)
-            if result.save or result.stop or last or bad:
-                self._save(model, optimizer, step)
+            leaving = result.stop or last or bad
+            if result.save or leaving:
+                unsaved = self._save(model, optimizer, step, wait=leaving)
                 saved_at = time.monotonic()
-            if result.report or result.stop or last or bad:
+                if unsaved:
+                    return Outcome("unsaved", step, unsaved)
+            if result.report or leaving:
                 elapsed = time.monotonic() - started
                 received = self._feed.take_received().metrics(elapsed)
                 self._note(step, {"data/clips_per_s": clips / elapsed, **received})
@@ -172,8 +181,9 @@ class Worker:
         if self._rank:
             return 0.0, 0.0, 0.0
         every, now = self._plan.checkpoint, time.monotonic()
-        save = now - saved_at > every.every_minutes * 60 or (
-            every.every_steps is not None and done % every.every_steps == 0
+        save = now - saved_at > every.every_minutes * 60 or any(
+            steps is not None and done % steps == 0
+            for steps in (every.every_steps, every.keep_every)
         )
         return (
             float(self._session.stop_requested()),
@@ -307,24 +317,44 @@ class Worker:
             self._task.export(state, draw)
         dist.barrier()
 
-    def _save(self, model: nn.Module, optimizer: ShardedAdamW, step: int) -> None:
+    def _save(
+        self, model: nn.Module, optimizer: ShardedAdamW, step: int, *, wait: bool
+    ) -> str | None:
+        """Have a checkpoint saved; why that is hopeless, or None.
+
+        Args:
+            model: sharded.
+            optimizer: over its parameters.
+            step: steps done.
+            wait: until it is committed, trying again if it fails.
+        """
         self._share_failures()
-        if self._rank == 0:
-            name = checkpoint_name(step, self._attempt.number)
-            quarantine.write(self._run, name, self._feed.quarantine.entries.values())
-        checkpoint.save(
-            self._run,
-            model=model,
-            optimizer=optimizer,
-            step=step,
-            attempt=self._attempt.number,
-            audit=self._audit.flush(),
-            points=self._points,
-        )
-        self._committed = step
+        at_once = wait or not self._plan.checkpoint.background
+        for attempt in range(_TRIES):
+            verdicts = [
+                self._saver.begin(
+                    step,
+                    model=model,
+                    optimizer=optimizer,
+                    audit=self._audit.take(),
+                    points=self._points,
+                    bad=list(self._feed.quarantine.entries.values()),
+                ),
+                self._saver.finish() if at_once else None,
+            ]
+            for verdict in verdicts:
+                if verdict is not None and verdict.error is None:
+                    self._note(step, {"sys/save_s": verdict.seconds})
+                elif verdict is not None and self._saver.failed >= _TRIES:
+                    return (
+                        f"the last {_TRIES} checkpoints could not be saved in {self._run.path('checkpoints')}: "
+                        f"{verdict.error}"
+                    )
+            if not wait or self._saver.committed == step:
+                break
+            time.sleep(_PAUSE_S * 2**attempt)
         self._forget()
-        if self._rank == 0:
-            checkpoint.prune(self._run, keep=self._plan.checkpoint.keep)
+        return None
 
     def _note(self, step: int, metrics: dict[str, float]) -> None:
         """Keep a point for the next report and the next commit (rank 0)."""
@@ -346,7 +376,7 @@ class Worker:
         self._forget()
 
     def _forget(self) -> None:
-        certain = min(self._committed, self._reported[0])
+        certain = min(self._saver.committed, self._reported[0])
         self._points = [p for p in self._points if p["step"] > certain]
 
 

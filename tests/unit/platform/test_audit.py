@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+import lineages
 from tubelet import audit
 from tubelet.audit import AuditReport, AuditTrail
 from tubelet.feed import Unit
@@ -46,14 +47,14 @@ def trained(
     """An attempt that trained all steps, with one unit left out or given twice; then its verdict."""
     run = RunDirectory(str(folder / "run"))
     attempt = run.begin_attempt(ray_run="r", world_size=1)
-    trail = AuditTrail(run, attempt=attempt.number, rank=0)
+    trail = AuditTrail(attempt=attempt.number, rank=0)
     for number in range(LEDGER.steps * LEDGER.units_per_step):
         for _ in range(2 if number == twice else int(number != leave_out)):
             trail.add(
                 number // LEDGER.units_per_step,
                 unit_of(number, reason=reason if number == 1 else ""),
             )
-    commit = Commit(LEDGER.steps, attempt.number, 1, {}, trail.flush(), [])
+    commit = Commit(LEDGER.steps, attempt.number, 1, {}, lineages.keep(run, trail), [])
     run.write_json(vars(commit), "checkpoints", commit.name, "commit.json")
     return audit.verify(run, ledger=LEDGER, copies=1)
 
@@ -89,13 +90,13 @@ def test_an_undecodable_clip_is_consumed_and_named(tmp_path: Path) -> None:
 def test_steps_beyond_the_newest_checkpoint_do_not_count(tmp_path: Path) -> None:
     run = RunDirectory(str(tmp_path / "run"))
     attempt = run.begin_attempt(ray_run="r", world_size=1)
-    trail = AuditTrail(run, attempt=attempt.number, rank=0)
+    trail = AuditTrail(attempt=attempt.number, rank=0)
     trail.add(0, unit_of(0))
     trail.add(0, unit_of(1))
-    commit = Commit(1, attempt.number, 1, {}, trail.flush(), [])
+    commit = Commit(1, attempt.number, 1, {}, lineages.keep(run, trail), [])
     run.write_json(vars(commit), "checkpoints", commit.name, "commit.json")
     trail.add(1, unit_of(2))
-    trail.flush()  # written, and never committed
+    lineages.keep(run, trail)  # written, and never committed
     report = audit.verify(run, ledger=LEDGER, copies=1)
     assert report.exact
     assert (report.step, report.expected) == (1, 8)
@@ -103,9 +104,9 @@ def test_steps_beyond_the_newest_checkpoint_do_not_count(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("dummy", [Unit(0, torch.zeros(1), torch.zeros(1), torch.zeros(1))])
 def test_dummies_leave_no_trace(tmp_path: Path, dummy: Unit) -> None:
-    trail = AuditTrail(RunDirectory(str(tmp_path / "run")), attempt=1, rank=0)
+    trail = AuditTrail(attempt=1, rank=0)
     trail.add(0, dummy)
-    assert trail.flush() == {}
+    assert trail.take() == {}
 
 
 def test_what_a_stale_attempt_trained_beyond_its_counted_step_is_neither_lost_nor_repeated(
@@ -115,10 +116,10 @@ def test_what_a_stale_attempt_trained_beyond_its_counted_step_is_neither_lost_no
     run = RunDirectory(str(tmp_path / "run"))
 
     def train(attempt: int, step: int) -> None:
-        trail = AuditTrail(run, attempt=attempt, rank=0)
+        trail = AuditTrail(attempt=attempt, rank=0)
         for number in (2 * step, 2 * step + 1):
             trail.add(step, unit_of(number))
-        commit = Commit(step + 1, attempt, 1, {}, trail.flush(), [])
+        commit = Commit(step + 1, attempt, 1, {}, lineages.keep(run, trail), [])
         run.write_json(vars(commit), "checkpoints", commit.name, "commit.json")
 
     run.begin_attempt(ray_run="r", world_size=1)
@@ -136,9 +137,9 @@ def test_what_a_stale_attempt_trained_beyond_its_counted_step_is_neither_lost_no
 def test_a_copy_that_is_missing_makes_its_visit_lost(tmp_path: Path) -> None:
     run = RunDirectory(str(tmp_path / "run"))
     run.begin_attempt(ray_run="r", world_size=1)
-    trail = AuditTrail(run, attempt=1, rank=0)
+    trail = AuditTrail(attempt=1, rank=0)
     for number in (0, 1):
         trail.add(0, unit_of(number))
-    commit = Commit(1, 1, 1, {}, trail.flush(), [])
+    commit = Commit(1, 1, 1, {}, lineages.keep(run, trail), [])
     run.write_json(vars(commit), "checkpoints", commit.name, "commit.json")
     assert audit.verify(run, ledger=LEDGER, copies=2).lost == list(range(8))
