@@ -6,11 +6,12 @@
 #   make bench-feed [UNITS=300]                 how much of the pure decode rate arrives at a worker
 #   make bench-memory [DECODES=5000]          memory over thousands of decodes with each backend
 #   make bench-manifest [ROWS=10000000]       a manifest of very many rows: time, memory, look-up
+#   make chaos [SEED=1]                       a run through twenty faults beside one without any
 
 PYTHON := .venv/bin/python
 LOCK := --universal --python-version 3.11 --generate-hashes --no-emit-index-url --group dev
 
-.PHONY: demo demo-study test test-slow check bench-decode bench-feed bench-memory bench-manifest format constraints clean install
+.PHONY: demo demo-study test test-slow check bench-decode bench-feed bench-memory bench-manifest chaos format constraints clean install
 
 demo: install
 	$(PYTHON) jobs/demo.py $(if $(VIDEOS),'videos=$(VIDEOS)') $(if $(LABELS),'labels=$(LABELS)')
@@ -38,6 +39,9 @@ bench-memory: install
 
 bench-manifest: install
 	$(PYTHON) tests/benchmarks/bench_manifest.py $(if $(ROWS),rows=$(ROWS))
+
+chaos: install
+	$(PYTHON) tests/benchmarks/chaos.py $(if $(SEED),seed=$(SEED))
 
 format: install
 	.venv/bin/ruff format && .venv/bin/ruff check --fix

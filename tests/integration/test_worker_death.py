@@ -1,7 +1,7 @@
 """One run through all that may happen to it: SIGTERM, a damaged checkpoint, Ctrl-C twice, SIGKILL of a worker.
 
-The story is told once (five calls of the command), the tests look at what it left. A run that nothing ever happened to, the
-plain loop of ``reference.py``, says what the curve must be.
+The story is told once (five calls of the command), the tests look at what it left. A run that nothing ever happened to,
+the plain loop of ``reference.py``, says what the curve must be.
 """
 
 import signal

@@ -1,0 +1,326 @@
+"""What a run through faults takes place in: nodes, a store, a disk, MLflow, a driver; and what can happen to each."""
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from clips import Manifest, write_manifest
+from mlflow_server import MlflowServer
+from motion import motion_manifest
+from raylets import Raylets, kill_tree
+from tubelet import config
+from tubelet.recipes import Pretrain
+from tubelet.run_directory import RunDirectory
+
+ROOT = Path(__file__).resolve().parents[2]
+NODES, FEWEST = 2, 1
+DISK_MB, OUTAGE_S, MLFLOW_S, NOTICE_S = 48, 30.0, 15.0, 30.0
+RECIPE = {
+    "model": {"preset": "tiny", "frames": 4, "image_size": 16, "depth": 2, "decoder_depth": 1},
+    "mask": {"ratio": 0.75},
+    "batch": {"size": 8, "micro": 2},
+    "optim": {"lr": 0.02, "min_lr": 1e-4, "clip_grad": 0.1, "precision": "float32"},
+    "schedule": {"epochs": 170, "warmup_epochs": 2},
+    "checkpoint": {"every_steps": 10},
+    "track": {"evaluate_every": 20, "pictures": False},
+}
+TRAINING, HELD_OUT, BROKEN = 42, 6, 7
+
+
+@dataclass
+class World:
+    """All of it. ``folder`` keeps what is worth reading afterwards."""
+
+    folder: Path
+    storage: Path
+    """Where runs lie: a small file system of its own where that can be had."""
+    cluster: Raylets
+    mlflow: MlflowServer
+    manifest: str
+    gateway: Any = None
+    missing: dict[str, str] = field(default_factory=dict)
+    """Kinds of faults that this machine cannot have, and why."""
+    driver: "subprocess.Popen[bytes] | None" = None
+    name: str = ""
+
+    @property
+    def run(self) -> RunDirectory:
+        """The run that is being trained."""
+        return RunDirectory(str(self.storage / self.name))
+
+    def overrides(self, name: str, workers: int | None) -> list[str]:
+        """What the command says besides the recipe."""
+        sizes = (workers, workers) if workers else (FEWEST, 3)
+        return [
+            f"run.name={name}",
+            f"run.storage={self.storage}",
+            f"data.manifest={self.manifest}",
+            "data.clip.stride=1",
+            "data.clip.flip=true",
+            "data.decode_cpus=0.5",
+            f"elastic.min_workers={sizes[0]}",
+            f"elastic.max_workers={sizes[1]}",
+            "elastic.cpus_per_worker=1.5",
+            "elastic.hang_minutes=0.25",
+            "elastic.max_failures=100",
+        ]
+
+    def recipe(self, name: str, workers: int | None = None) -> Pretrain:
+        """The recipe of a run."""
+        return config.load(Pretrain, [self.folder / "tiny.yaml"], self.overrides(name, workers))
+
+    # --- the driver ------------------------------------------------------------------------------
+
+    def begin(self, name: str, workers: int | None = None) -> None:
+        """Start, or start again, the command that trains a run."""
+        self.name = name
+        command = [
+            sys.executable,
+            str(ROOT / "jobs" / "pretrain.py"),
+            str(self.folder / "tiny.yaml"),
+        ]
+        with (self.folder / f"{name}.log").open("ab") as log:
+            self.driver = subprocess.Popen(
+                [*command, *self.overrides(name, workers)],
+                env={
+                    **self.cluster.environment,
+                    "RAY_ADDRESS": self.cluster.address,
+                    "MLFLOW_TRACKING_URI": self.mlflow.uri,
+                },
+                cwd=self.folder,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+
+    def finish(self, *, patience_s: float = 1800.0) -> None:
+        """Wait for the run's end."""
+        assert self.driver is not None
+        code = self.driver.wait(patience_s)
+        log = (self.folder / f"{self.name}.log").read_text()
+        assert code == 0, f"{self.name} ended with {code}:\n{log[-3000:]}"
+
+    def train(self, name: str, workers: int) -> None:
+        """A run from beginning to end."""
+        self.begin(name, workers)
+        self.finish()
+
+    # --- what is seen of it ------------------------------------------------------------------------
+
+    def steps(self) -> list[tuple[float, int]]:
+        """Time and number of every optimizer step, by whichever worker."""
+        found = []
+        for file in (self.folder / "steps").glob("*"):
+            for line in file.read_text().splitlines():
+                at, step = line.split()
+                found.append((float(at), int(step)))
+        return found
+
+    def step(self) -> int:
+        """The furthest that the run has been."""
+        run = self.run
+        begun = min((a.started_unix_s for a in run.attempts()), default=float("inf"))
+        return max((step for at, step in self.steps() if at >= begun), default=0)
+
+    def wait_for_step(self, step: int, *, since: float, patience_s: float) -> float:
+        """When a step was made after a moment."""
+        deadline = time.time() + patience_s
+        while True:
+            after = [at for at, made in self.steps() if made >= step and at > since]
+            if after:
+                return min(after)
+            self._check(deadline, f"step {step}")
+            time.sleep(0.2)
+
+    def curves(self, name: str) -> dict[str, dict[int, float]]:
+        """Losses and norms of a run as MLflow has them; a step that is there twice is an error."""
+        from mlflow import MlflowClient
+
+        client = MlflowClient(self.mlflow.uri)
+        experiment = client.get_experiment_by_name("tubelet/pretrain")
+        assert experiment is not None
+        (run,) = client.search_runs(
+            [experiment.experiment_id], filter_string=f"attributes.run_name = '{name}'"
+        )
+        curves: dict[str, dict[int, float]] = {}
+        for metric in ("train/loss", "train/grad_norm", "eval/loss"):
+            points = client.get_metric_history(run.info.run_id, metric)
+            curves[metric] = {p.step: p.value for p in points}
+            assert len(curves[metric]) == len(points), f"{metric} of {name} has a step twice"
+        return curves
+
+    def _check(self, deadline: float, what: str) -> None:
+        log = self.folder / f"{self.name}.log"
+        tail = log.read_text()[-2500:] if log.exists() else ""
+        assert self.driver is not None
+        code = self.driver.poll()
+        assert code is None, f"the driver ended with {code} before {what}:\n{tail}"
+        assert time.time() < deadline, f"waited in vain for {what}:\n{tail}"
+
+    # --- what happens to it ----------------------------------------------------------------------
+
+    def prepare(self, kind: str) -> None:
+        """Have as many nodes as a fault needs: one to take, one to stay; room for one that joins."""
+        living = self.cluster.raylets()
+        if kind in ("node_kill", "drain"):
+            for _ in range(len(living), NODES):
+                self.cluster.add()
+        if kind == "node_join" and len(living) >= 3:
+            self.cluster.kill_node(living[-1])
+            before = len(self.run.attempts())
+            deadline = time.time() + 120
+            while len(self.run.attempts()) == before:
+                self._check(deadline, "the run without its third node")
+                time.sleep(0.2)
+
+    def strike(
+        self, number: int, kind: str, phase: str, *, earliest: int, patience_s: float
+    ) -> dict[str, Any]:
+        """Arm a fault, and wait until it has fired; where and when."""
+        armed = {"id": number, "kind": kind, "rank": 0, "phase": phase, "step": earliest}
+        attempts = self.run.attempts()
+        workers = attempts[-1].world_size if attempts else 1
+        if workers > 1 and phase != "commit":
+            armed["rank"] = number % workers
+        new = self.folder / "armed.json.new"
+        new.write_text(json.dumps({**armed, "run": self.run.uri}))
+        new.rename(self.folder / "armed.json")
+        fired = self.folder / f"fired-{number}.json"
+        deadline = time.time() + patience_s
+        while not fired.exists():
+            self._check(
+                deadline, f"fault {number} ({kind} in {phase} from step {earliest}) to fire"
+            )
+            time.sleep(0.05)
+        (self.folder / "armed.json").unlink()
+        return json.loads(fired.read_text())
+
+    def outside(self, kind: str, fired: dict[str, Any]) -> None:
+        """Do what a worker cannot do to itself."""
+        assert self.driver is not None
+        if kind == "node_join":
+            self.cluster.add()
+            self._wait_for_attempt(world_size=None, what="the larger group")
+        elif kind == "drain":
+            self.cluster.drain(fired["raylet"], seconds=NOTICE_S)
+            leaves = time.time() + NOTICE_S
+            self._wait_for_attempt(world_size=None, what="the group without the drained node")
+            time.sleep(max(0.0, leaves - time.time()))
+            self.cluster.kill_node(fired["raylet"])
+        elif kind == "head_kill":
+            self.cluster.kill()
+            kill_tree(self.driver.pid)
+            self.driver.wait()
+            self.cluster.start(NODES)
+            self.begin(self.name)
+        elif kind == "driver_kill":
+            os.kill(self.driver.pid, signal.SIGKILL)
+            self.driver.wait()
+            self.begin(self.name)
+        elif kind == "store_down":
+            self.gateway.kill()
+            time.sleep(OUTAGE_S)
+            self.gateway.start()
+        elif kind == "disk_full":
+            self._fill_disk()
+        elif kind == "mlflow_down":
+            self.mlflow.kill()
+            time.sleep(MLFLOW_S)
+            self.mlflow.start()
+            self.mlflow.wait()
+
+    def _wait_for_attempt(self, *, world_size: int | None, what: str) -> None:
+        before = len(self.run.attempts())
+        deadline = time.time() + 120
+        while len(self.run.attempts()) == before:
+            self._check(deadline, what)
+            time.sleep(0.1)
+
+    def _fill_disk(self) -> None:
+        """Leave no byte on the run's disk until a checkpoint has failed for it."""
+        ballast, said = self.storage / "ballast", self.run.path("logs")
+        with contextlib.suppress(OSError), ballast.open("wb") as file:
+            while True:
+                file.write(b"x" * (1 << 16))
+        deadline = time.time() + 60
+        refused = "could not be saved"
+        while refused not in self._worker_logs():
+            self._check(deadline, f"a checkpoint that finds no room ({said})")
+            time.sleep(0.5)
+        ballast.unlink()
+
+    def _worker_logs(self) -> str:
+        """What workers have logged."""
+        folder = Path(self.cluster.environment["RAY_TMPDIR"])
+        files = folder.glob("ray/session_*/logs/worker-*.err")
+        return "".join(file.read_text(errors="replace") for file in files)
+
+
+@contextlib.contextmanager
+def world(folder: Path) -> Iterator[World]:
+    """Make it, and clear it away."""
+    missing: dict[str, str] = {}
+    with contextlib.ExitStack() as closing:
+        ray = Path(tempfile.mkdtemp(prefix="ch", dir="/tmp"))
+        closing.callback(shutil.rmtree, ray, ignore_errors=True)
+        storage = _small_disk(folder / "runs", closing, missing)
+        videos = motion_manifest(
+            folder / "videos", training=TRAINING, held_out=HELD_OUT, broken=[BROKEN]
+        )
+        gateway, manifest, environment = None, str(videos.uri), {}
+        if shutil.which("radosgw"):
+            gateway, manifest, environment = _in_bucket(folder, videos, closing)
+        else:
+            missing["store_down"] = "needs Ceph's gateway (tests/apt.txt)"
+        mlflow = MlflowServer(folder)
+        mlflow.start()
+        closing.callback(mlflow.kill)
+        (folder / "tiny.yaml").write_text(yaml.safe_dump(RECIPE))
+        cluster = Raylets(ray, {"CHAOS": str(folder), **environment})
+        closing.callback(cluster.kill)
+        cluster.start(NODES)
+        mlflow.wait()
+        there = World(folder, storage, cluster, mlflow, manifest, gateway, missing)
+        closing.callback(lambda: there.driver and kill_tree(there.driver.pid))
+        yield there
+
+
+def _small_disk(place: Path, closing: contextlib.ExitStack, missing: dict[str, str]) -> Path:
+    place.mkdir(parents=True)
+    if os.geteuid() == 0:
+        options = f"size={DISK_MB}m"
+        mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(place)])
+        if mounted.returncode == 0:
+            closing.callback(subprocess.run, ["umount", "--lazy", str(place)])
+            return place
+    missing["disk_full"] = "needs root and mount, for a file system that can be filled"
+    return place
+
+
+def _in_bucket(
+    folder: Path, videos: Manifest, closing: contextlib.ExitStack
+) -> tuple[Any, str, dict[str, str]]:
+    from ceph import running
+
+    gateway = closing.enter_context(running(Path(tempfile.mkdtemp(prefix="ceph", dir="/tmp"))))
+    place, client = gateway.bucket("chaos"), gateway.client()
+    for name in videos.table["video_id"].to_pylist():
+        body = (folder / "videos" / name).read_bytes()
+        client.put_object(Bucket="chaos", Key=f"videos/{name}", Body=body)
+    stored = write_manifest(
+        Manifest.build(videos.table, root=f"{place}/videos"), str(folder / "s3.parquet")
+    )
+    return gateway, str(stored.uri), dict(gateway.environment)
