@@ -79,7 +79,7 @@ def test_a_copy_is_made_to_be_decoded_from_anywhere(codec: Codec) -> None:
         assert isinstance(container, InputContainer)
         container.streams.video[0].codec_context.skip_frame = "NONREF"
         needed = sum(1 for _ in container.decode(video=0))
-    assert needed < 0.2 * 200, "most frames are B-frames that nobody refers to"
+    assert needed < 0.18 * 200, "most frames are B-frames that nobody refers to"
     assert copy.data.index(b"moov") < copy.data.index(b"mdat"), "a clip needs the index first"
 
 
@@ -107,6 +107,16 @@ def test_a_copy_is_turned_like_its_source() -> None:
     assert [read_number(np.rot90(f, 3)) for f in after] == [
         read_number(np.rot90(f, 3)) for f in before
     ]
+
+
+@pytest.mark.parametrize("codec", ["mpeg4", "h264"])
+@pytest.mark.parametrize("pixel_format", ["yuv420p", "yuvj420p"])
+def test_a_copy_has_the_colours_of_its_source(codec: Codec, pixel_format: str) -> None:
+    frames = motion_frames(0, seed=1, config=MotionConfig(size=64, frames=20))
+    source = encode(frames, Encoding(pixel_format=pixel_format, options={"crf": "5"}))
+    copy = transcode(source, encoder=replace(SMALL, codec=codec), decode=DECODE)
+    lost = frames_of(copy.data).astype(float) - frames_of(source)
+    assert np.abs(lost.mean(axis=(0, 1, 2))).max() < 1.0
 
 
 def test_a_source_that_does_not_decode_to_its_end_has_no_copy() -> None:
