@@ -4,6 +4,7 @@ Nothing is changed here, so a refusal costs nothing.
 """
 
 import json
+from dataclasses import asdict
 from typing import Any
 
 import pydantic
@@ -24,6 +25,7 @@ def new(job: Job) -> dict[str, Any]:
         "manifest": job.manifest_hash,
         "revision": cluster.revision(),
         "starts": 0,
+        "plan": plan_of(job),
         "recipe": _without_secrets(job.recipe),
     }
 
@@ -79,8 +81,13 @@ def resumed(directory: RunDirectory, job: Job) -> dict[str, Any]:
             f"{where} is finished ({finished['step']} steps): choose another run.name, run.fresh=true to delete it, "
             f"or train on with more epochs: schedule.epochs=N 'resume.allow=[schedule.epochs]'"
         )
-    record["recipe"] = now
+    record["recipe"], record["plan"] = now, plan_of(job)
     return record
+
+
+def plan_of(job: Job) -> dict[str, Any]:
+    """What the order of samples follows from, for those who have the run's folder alone (``proof``)."""
+    return {**asdict(job.plan.ledger), "copies": job.plan.copies}
 
 
 def _without_secrets(recipe: Any) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
@@ -17,28 +16,7 @@ LEDGER = Ledger(rows=10, epochs=2, batch=8, micro_batch=4, seed=0)  # 3 steps, t
 
 
 def unit_of(number: int, *, reason: str = "") -> Unit:
-    visits = LEDGER.unit(number)
-    count = len(visits.position)
-    valid = visits.valid.copy()
-    reasons = np.full(count, "", dtype=object)
-    if reason:
-        valid[0], reasons[0] = False, reason
-    nothing = np.zeros(count, np.int64)
-    return Unit(
-        number=number,
-        frames_BTHWC=torch.zeros(count, 1, 1, 1, 3),
-        valid_B=torch.ones(count),
-        label_B=torch.zeros(count),
-        source={
-            "position": visits.position,
-            "epoch": visits.epoch,
-            "row": visits.index,
-            "visit": nothing,
-            "copy": nothing,
-            "valid": valid,
-            "reason": reasons,
-        },
-    )
+    return lineages.unit_of(LEDGER, number, reason=reason)
 
 
 def trained(
@@ -46,16 +24,7 @@ def trained(
 ) -> AuditReport:
     """An attempt that trained all steps, with one unit left out or given twice; then its verdict."""
     run = RunDirectory(str(folder / "run"))
-    attempt = run.begin_attempt(ray_run="r", world_size=1)
-    trail = AuditTrail(attempt=attempt.number, rank=0)
-    for number in range(LEDGER.steps * LEDGER.units_per_step):
-        for _ in range(2 if number == twice else int(number != leave_out)):
-            trail.add(
-                number // LEDGER.units_per_step,
-                unit_of(number, reason=reason if number == 1 else ""),
-            )
-    commit = Commit(LEDGER.steps, attempt.number, 1, {}, lineages.keep(run, trail), [])
-    run.write_json(vars(commit), "checkpoints", commit.name, "commit.json")
+    lineages.leave_trained(run, LEDGER, leave_out=leave_out, twice=twice, reason=reason)
     return audit.verify(run, ledger=LEDGER, copies=1)
 
 

@@ -358,3 +358,48 @@ def test_impossible_plans_are_refused() -> None:
         ValueError, match=r"batch.size \(4\) must be a multiple of batch.micro \(3\)"
     ):
         Ledger(**{**good, "micro_batch": 3})
+
+
+@settings(max_examples=1000)
+@given(
+    ledger=ledgers(),
+    held_out=st.integers(0, 3),
+    every=st.integers(1, 5),
+    path=st.lists(st.tuples(st.integers(1, 7), st.integers(0, 6)), max_size=6),
+)
+def test_whatever_sizes_a_run_goes_through_and_wherever_it_resumes_each_position_counts_once(
+    ledger: Ledger, held_out: int, every: int, path: list[tuple[int, int]]
+) -> None:
+    """Workers take items as the feed deals them out; what a group did after its last checkpoint before it died is dropped.
+
+    ``path`` is one entry an attempt: how many workers, and how many steps it commits; the last one goes to the end.
+    """
+    timetable = Timetable(ledger.steps, ledger.units_per_step, held_out, every)
+    step, kept = 0, Counter[int]()
+    for workers, commits in [*path, (len(path) % 5 + 1, ledger.steps)]:
+        first = timetable.first_item(step)
+        queues = [iter(range(first + rank, timetable.items, workers)) for rank in range(workers)]
+        for done in range(step, min(step + commits, ledger.steps)):
+            for item in dealt(queues, timetable.first_item(done), ledger.units_per_step, first):
+                unit = timetable.item(item)
+                assert (unit.step, unit.held_out) == (done, False)
+                visits = ledger.unit(unit.number)
+                kept.update(visits.position[visits.valid].tolist())
+            if timetable.evaluates_after(done + 1):
+                at = timetable.first_item(done + 1) - held_out
+                judged = [timetable.item(i) for i in dealt(queues, at, held_out, first)]
+                assert sorted(u.number for u in judged) == list(range(held_out))
+        step = min(step + commits, ledger.steps)
+    assert step == ledger.steps
+    assert kept == Counter(p for p in range(ledger.steps * ledger.batch) if ledger.is_valid(p))
+
+
+def dealt(queues: list[Iterator[int]], start: int, count: int, first: int) -> list[int]:
+    """The items that all ranks take for a step or an evaluation, each from its own queue, in its order."""
+    taken = []
+    for rank, queue in enumerate(queues):
+        mine = [i for i in range(start, start + count) if (i - first) % len(queues) == rank]
+        received = [next(queue) for _ in mine]
+        assert received == mine
+        taken += received
+    return taken
