@@ -370,7 +370,7 @@ def test_impossible_plans_are_refused() -> None:
 def test_whatever_sizes_a_run_goes_through_and_wherever_it_resumes_each_position_counts_once(
     ledger: Ledger, held_out: int, every: int, path: list[tuple[int, int]]
 ) -> None:
-    """Workers take items as the feed deals them out; what a group did after its last checkpoint before it died is dropped.
+    """Workers take items as the feed deals them out; what a group did after its last checkpoint is dropped.
 
     ``path`` is one entry an attempt: how many workers, and how many steps it commits; the last one goes to the end.
     """
