@@ -7,11 +7,12 @@
 #   make bench-memory [DECODES=5000]          memory over thousands of decodes with each backend
 #   make bench-manifest [ROWS=10000000]       a manifest of very many rows: time, memory, look-up
 #   make chaos [SEED=1]                       a run through twenty faults beside one without any
+#   make chaos-matrix                         every kind of fault at every place of a run
 
 PYTHON := .venv/bin/python
 LOCK := --universal --python-version 3.11 --generate-hashes --no-emit-index-url --group dev
 
-.PHONY: demo demo-study test test-slow check bench-decode bench-feed bench-memory bench-manifest chaos format constraints clean install
+.PHONY: demo demo-study test test-slow check bench-decode bench-feed bench-memory bench-manifest chaos chaos-matrix format constraints clean install
 
 demo: install
 	$(PYTHON) jobs/demo.py $(if $(VIDEOS),'videos=$(VIDEOS)') $(if $(LABELS),'labels=$(LABELS)')
@@ -42,6 +43,9 @@ bench-manifest: install
 
 chaos: install
 	$(PYTHON) tests/benchmarks/chaos.py $(if $(SEED),seed=$(SEED))
+
+chaos-matrix: install
+	$(PYTHON) tests/benchmarks/chaos_matrix.py $(if $(KINDS),'kinds=$(KINDS)')
 
 format: install
 	.venv/bin/ruff format && .venv/bin/ruff check --fix

@@ -107,7 +107,8 @@ def main(arguments: list[str]) -> int:
         terminal.say("now with them")
         there.begin("chaos")
         for number, fault in enumerate(faults, start=1):
-            happen(there, fault, number)
+            there.prepare(fault.kind)
+            happen(there, fault, number, earliest=there.step() + GAP)
             report.faults.append(fault)
             terminal.say(
                 f"{number:3}  {fault.kind:16} {fault.phase:9} step {fault.step:5}  "
@@ -135,28 +136,37 @@ def schedule(seed: int, *, without: Mapping[str, str] = {}) -> list[Fault]:
     return faults
 
 
-def happen(there: World, fault: Fault, number: int) -> None:
-    """Arm a fault, wait until it fires, do what only the outside can do, wait until the run is over it."""
-    there.prepare(fault.kind)
-    before = there.step()
-    fired = there.strike(
-        number, fault.kind, fault.phase, earliest=before + GAP, patience_s=PATIENCE_S
-    )
-    fault.step = fired["step"]
+def happen(
+    there: World, fault: Fault, number: int | str, *, earliest: int, last: bool = False
+) -> None:
+    """Arm a fault, wait until it fires, do what only the outside can do, wait until the run is over it.
+
+    Args:
+        there: where the run is.
+        fault: what; learns where it struck and what it cost.
+        number: unlike that of all others.
+        earliest: step.
+        last: it strikes in the last step: over it is the run that has ended.
+    """
+    fired = there.strike(number, fault.kind, fault.phase, earliest=earliest, patience_s=PATIENCE_S)
+    fault.step, at = fired["step"], fired["unix_s"]
     attempts = len(there.run.attempts())
     there.outside(fault.kind, fired)
-    reached = there.wait_for_step(fired["step"] + 1, since=fired["unix_s"], patience_s=PATIENCE_S)
-    fault.recovery_s = round(reached - fired["unix_s"], 1)
+    if last:
+        there.finish()
+        over = time.time()
+    else:
+        over = there.wait_for_step(fault.step + 1, since=at, patience_s=PATIENCE_S)
+    fault.recovery_s = round(over - at, 1)
     started = there.run.attempts()[attempts:]
     if started:
-        fault.steps_repeated = max(0, fired["step"] - started[0].step)
+        fault.steps_repeated = max(0, fault.step - started[0].step)
 
 
-def compare(there: World, report: Report) -> None:
+def compare(there: World, report: Report, name: str = "chaos") -> None:
     """The faulted run against the calm one."""
-    calm, chaos = (RunDirectory(f"{there.storage}/{name}") for name in ("calm", "chaos"))
-    recipe = there.recipe("chaos")
-    plan = pretrain.job(recipe).plan
+    calm, chaos = (RunDirectory(f"{there.storage}/{n}") for n in ("calm", name))
+    plan = pretrain.job(there.recipe(name)).plan
     found = audit.verify(chaos, ledger=plan.ledger, copies=plan.copies)
     report.expected, report.lost, report.repeated = (
         found.expected,
@@ -170,7 +180,7 @@ def compare(there: World, report: Report) -> None:
         float(np.abs(weights[0][name].astype(np.float64) - weights[1][name]).max())
         for name in weights[0]
     )
-    curves = [there.curves(name) for name in ("calm", "chaos")]
+    curves = [there.curves(n) for n in ("calm", name)]
     report.loss_distance = _distance(*curves)
 
 

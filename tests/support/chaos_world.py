@@ -32,7 +32,7 @@ RECIPE = {
     "mask": {"ratio": 0.75},
     "batch": {"size": 8, "micro": 2},
     "optim": {"lr": 0.02, "min_lr": 1e-4, "clip_grad": 0.1, "precision": "float32"},
-    "schedule": {"epochs": 170, "warmup_epochs": 2},
+    "schedule": {"warmup_epochs": 2},
     "checkpoint": {"every_steps": 10},
     "track": {"evaluate_every": 20, "pictures": False},
 }
@@ -52,6 +52,7 @@ class World:
     gateway: Any = None
     missing: dict[str, str] = field(default_factory=dict)
     """Kinds of faults that this machine cannot have, and why."""
+    epochs: int = 170
     driver: "subprocess.Popen[bytes] | None" = None
     name: str = ""
 
@@ -65,6 +66,7 @@ class World:
         sizes = (workers, workers) if workers else (FEWEST, 3)
         return [
             f"run.name={name}",
+            f"schedule.epochs={self.epochs}",
             f"run.storage={self.storage}",
             f"data.manifest={self.manifest}",
             "data.clip.stride=1",
@@ -112,6 +114,12 @@ class World:
         code = self.driver.wait(patience_s)
         log = (self.folder / f"{self.name}.log").read_text()
         assert code == 0, f"{self.name} ended with {code}:\n{log[-3000:]}"
+
+    def stop(self) -> None:
+        """End the driver if it still runs."""
+        if self.driver is not None and self.driver.poll() is None:
+            kill_tree(self.driver.pid)
+            self.driver.wait()
 
     def train(self, name: str, workers: int) -> None:
         """A run from beginning to end."""
@@ -187,14 +195,14 @@ class World:
                 time.sleep(0.2)
 
     def strike(
-        self, number: int, kind: str, phase: str, *, earliest: int, patience_s: float
+        self, number: int | str, kind: str, phase: str, *, earliest: int, patience_s: float
     ) -> dict[str, Any]:
         """Arm a fault, and wait until it has fired; where and when."""
         armed = {"id": number, "kind": kind, "rank": 0, "phase": phase, "step": earliest}
         attempts = self.run.attempts()
         workers = attempts[-1].world_size if attempts else 1
-        if workers > 1 and phase != "commit":
-            armed["rank"] = number % workers
+        if workers > 1:
+            armed["rank"] = len(attempts) % workers
         new = self.folder / "armed.json.new"
         new.write_text(json.dumps({**armed, "run": self.run.uri}))
         new.rename(self.folder / "armed.json")
@@ -270,7 +278,7 @@ class World:
 
 
 @contextlib.contextmanager
-def world(folder: Path) -> Iterator[World]:
+def world(folder: Path, *, epochs: int = 170) -> Iterator[World]:
     """Make it, and clear it away."""
     missing: dict[str, str] = {}
     with contextlib.ExitStack() as closing:
@@ -293,7 +301,7 @@ def world(folder: Path) -> Iterator[World]:
         closing.callback(cluster.kill)
         cluster.start(NODES)
         mlflow.wait()
-        there = World(folder, storage, cluster, mlflow, manifest, gateway, missing)
+        there = World(folder, storage, cluster, mlflow, manifest, gateway, missing, epochs)
         closing.callback(lambda: there.driver and kill_tree(there.driver.pid))
         yield there
 

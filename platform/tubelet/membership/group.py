@@ -262,9 +262,12 @@ class Group(ControllerCallback, WorkerGroupCallback):
         )
         self.record("hang", step=self.step, ranks=list(ranks))
         self._keep_stacks()
+        for member in self._members:
+            member.moved_at = (
+                time.monotonic()
+            )  # the others stand still for those that do: once is enough
         for rank in ranks:
             member = self._members[rank]
-            member.moved_at = time.monotonic()  # once is enough
             _try(nodes.kill_process, member.worker.metadata.node_id, member.worker.metadata.pid)
 
     def _keep_stacks(self) -> None:
