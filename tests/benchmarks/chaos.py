@@ -14,6 +14,7 @@ kinds are left out, and the report says so.
 import json
 import random
 import shutil
+import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path

@@ -47,7 +47,7 @@ class World:
     storage: Path
     """Where runs lie: a small file system of its own where that can be had."""
     cluster: Raylets
-    mlflow: MlflowServer
+    mlflow: MlflowServer | None
     manifest: str
     gateway: Any = None
     missing: dict[str, str] = field(default_factory=dict)
@@ -60,6 +60,11 @@ class World:
     def run(self) -> RunDirectory:
         """The run that is being trained."""
         return RunDirectory(str(self.storage / self.name))
+
+    @property
+    def mlflow_uri(self) -> str:
+        """Where its runs are tracked."""
+        return self.mlflow.uri if self.mlflow else f"sqlite:///{self.storage}/mlflow.db"
 
     def overrides(self, name: str, workers: int | None) -> list[str]:
         """What the command says besides the recipe."""
@@ -99,7 +104,7 @@ class World:
                 env={
                     **self.cluster.environment,
                     "RAY_ADDRESS": self.cluster.address,
-                    "MLFLOW_TRACKING_URI": self.mlflow.uri,
+                    "MLFLOW_TRACKING_URI": self.mlflow_uri,
                 },
                 cwd=self.folder,
                 stdin=subprocess.DEVNULL,
@@ -157,7 +162,7 @@ class World:
         """Losses and norms of a run as MLflow has them; a step that is there twice is an error."""
         from mlflow import MlflowClient
 
-        client = MlflowClient(self.mlflow.uri)
+        client = MlflowClient(self.mlflow_uri)
         experiment = client.get_experiment_by_name("tubelet/pretrain")
         assert experiment is not None
         (run,) = client.search_runs(
@@ -245,6 +250,7 @@ class World:
         elif kind == "disk_full":
             self._fill_disk()
         elif kind == "mlflow_down":
+            assert self.mlflow is not None
             self.mlflow.kill()
             time.sleep(MLFLOW_S)
             self.mlflow.start()
@@ -278,8 +284,14 @@ class World:
 
 
 @contextlib.contextmanager
-def world(folder: Path, *, epochs: int = 170) -> Iterator[World]:
-    """Make it, and clear it away."""
+def world(folder: Path, *, epochs: int = 170, servers: bool = True) -> Iterator[World]:
+    """Make it, and clear it away.
+
+    Args:
+        folder: for all of it.
+        epochs: of its runs.
+        servers: a store and MLflow of their own, that can be down; else videos and MLflow's file are on the disk.
+    """
     missing: dict[str, str] = {}
     with contextlib.ExitStack() as closing:
         ray = Path(tempfile.mkdtemp(prefix="ch", dir="/tmp"))
@@ -289,18 +301,20 @@ def world(folder: Path, *, epochs: int = 170) -> Iterator[World]:
             folder / "videos", training=TRAINING, held_out=HELD_OUT, broken=[BROKEN]
         )
         gateway, manifest, environment = None, str(videos.uri), {}
-        if shutil.which("radosgw"):
+        if servers and shutil.which("radosgw"):
             gateway, manifest, environment = _in_bucket(folder, videos, closing)
         else:
             missing["store_down"] = "needs Ceph's gateway (tests/apt.txt)"
-        mlflow = MlflowServer(folder)
-        mlflow.start()
-        closing.callback(mlflow.kill)
+        mlflow = MlflowServer(folder) if servers else None
+        if mlflow:
+            mlflow.start()
+            closing.callback(mlflow.kill)
         (folder / "tiny.yaml").write_text(yaml.safe_dump(RECIPE))
         cluster = Raylets(ray, {"CHAOS": str(folder), **environment})
         closing.callback(cluster.kill)
         cluster.start(NODES)
-        mlflow.wait()
+        if mlflow:
+            mlflow.wait()
         there = World(folder, storage, cluster, mlflow, manifest, gateway, missing, epochs)
         closing.callback(lambda: there.driver and kill_tree(there.driver.pid))
         yield there
