@@ -1,4 +1,4 @@
-"""One run on a cluster whose nodes come, are drained and die while it trains; what it made is what the plain loop makes.
+"""One run on a cluster whose nodes come, are drained and die while it trains; it makes what the plain loop makes.
 
 The long form of this is ``make chaos``. Here the quick faults strike one after the other, in phases that differ.
 """

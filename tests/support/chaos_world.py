@@ -27,6 +27,7 @@ from tubelet.run_directory import RunDirectory
 ROOT = Path(__file__).resolve().parents[2]
 NODES, FEWEST = 2, 1
 DISK_MB, OUTAGE_S, MLFLOW_S, NOTICE_S = 48, 30.0, 15.0, 30.0
+GROWTH_S = 45.0
 RECIPE = {
     "model": {"preset": "tiny", "frames": 4, "image_size": 16, "depth": 2, "decoder_depth": 1},
     "mask": {"ratio": 0.75},
@@ -226,11 +227,11 @@ class World:
         assert self.driver is not None
         if kind == "node_join":
             self.cluster.add()
-            self._wait_for_attempt(world_size=None, what="the larger group")
+            self._wait_for_growth()
         elif kind == "drain":
             self.cluster.drain(fired["raylet"], seconds=NOTICE_S)
             leaves = time.time() + NOTICE_S
-            self._wait_for_attempt(world_size=None, what="the group without the drained node")
+            self._wait_for_attempt("the group without the drained node")
             time.sleep(max(0.0, leaves - time.time()))
             self.cluster.kill_node(fired["raylet"])
         elif kind == "head_kill":
@@ -256,7 +257,13 @@ class World:
             self.mlflow.start()
             self.mlflow.wait()
 
-    def _wait_for_attempt(self, *, world_size: int | None, what: str) -> None:
+    def _wait_for_growth(self) -> None:
+        """Until the group has grown, or for so long that it never will: near its end that does not pay."""
+        before, deadline = len(self.run.attempts()), time.time() + GROWTH_S
+        while len(self.run.attempts()) == before and time.time() < deadline:
+            time.sleep(0.2)
+
+    def _wait_for_attempt(self, what: str) -> None:
         before = len(self.run.attempts())
         deadline = time.time() + 120
         while len(self.run.attempts()) == before:
