@@ -1,6 +1,7 @@
-"""One run on a cluster whose nodes come, are drained and die while it trains; it makes what the plain loop makes.
+"""One run on a cluster whose nodes are drained and die while it trains; it makes what the plain loop makes.
 
-The long form of this is ``make chaos``. Here the quick faults strike one after the other, in phases that differ.
+The long form of this is ``make chaos``. Here the quick faults strike one after the other, in phases that differ. (That
+nodes join is not among them: growth does not pay in a run of twenty seconds.)
 """
 
 from collections.abc import Iterator
@@ -17,17 +18,17 @@ from tubelet import proof
 
 pytestmark = [
     pytest.mark.cluster,
+    pytest.mark.slow,
     pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated"),
 ]
 
 EPOCHS = 60
 FAULTS = (
-    ("node_join", "forward"),
     ("worker_sigterm", "reduce"),
-    ("drain", "data"),
     ("node_kill", "stage"),
     ("driver_kill", "update"),
     ("torn_checkpoint", "forward"),
+    ("drain", "data"),
 )
 GAP = 12
 
@@ -79,9 +80,8 @@ def test_every_loss_and_norm_is_the_plain_loops(story: Story) -> None:
     assert_same_series(ours, expected)
 
 
-@pytest.mark.parametrize("kind", ["node_join", "drain"])
-def test_a_node_that_joins_or_is_drained_costs_no_step(story: Story, kind: str) -> None:
-    resized = [e for e in _events(story, "resize") if e["unix_s"] > story.fired[kind]["unix_s"]]
+def test_a_node_that_is_drained_costs_no_step(story: Story) -> None:
+    resized = [e for e in _events(story, "resize") if e["unix_s"] > story.fired["drain"]["unix_s"]]
     assert resized[0]["held_s"] is not None, "the workers did not hold"
     after = [a for a in story.there.run.attempts() if a.number == resized[0]["attempt"] + 1]
     assert after[0].step == resized[0]["step"], "steps were repeated"
@@ -113,7 +113,7 @@ def test_a_worker_that_dies_is_one(story: Story) -> None:
 def test_the_terminal_told_what_happened_and_nothing_else(story: Story) -> None:
     said = (story.there.folder / "run.log").read_text()
     for text in (
-        " will be taken away in 3",
+        " will be taken away in ",
         "going from ",
         " is gone; starting again",
         "set aside",

@@ -47,14 +47,15 @@ class Raylets:
 
     def start(self, nodes: int) -> None:
         """Start a head and so many nodes; returns when they are there."""
-        self._process = subprocess.Popen(
-            [sys.executable, __file__],
-            env=self.environment,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=(self._folder / "raylets.log").open("ab"),
-            text=True,
-        )
+        with (self._folder / "raylets.log").open("ab") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, __file__],
+                env=self.environment,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+            )
         self.address = self._ask("head")["address"]
         for _ in range(nodes):
             self.add()
@@ -87,7 +88,7 @@ class Raylets:
                 continue
         if self._process is not None:
             self._process.kill()
-            self._process.wait()
+            self._process.communicate()  # closes the pipes too
             self._process = None
 
     def _ask(self, what: str, **details: Any) -> dict[str, Any]:
