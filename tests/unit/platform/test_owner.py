@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from clips import storage
 from tubelet import owner
 from tubelet.config import UserError
 from tubelet.owner import Ownership
@@ -53,7 +54,9 @@ def elsewhere(run: RunDirectory, **changes: object) -> None:
     """Let the file name an owner on another machine."""
     file = Path(run.path("owner.json"))
     content = json.loads(file.read_text()) | {"host": "other/boot", "name": "process 7 on other"}
-    file.write_text(json.dumps(content | changes))
+    storage.write_bytes(
+        str(file), json.dumps(content | changes).encode()
+    )  # in one piece, as owners do
 
 
 def test_a_released_run_is_free_and_leaves_no_file(run: RunDirectory) -> None:
