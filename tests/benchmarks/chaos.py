@@ -113,7 +113,7 @@ def main(arguments: list[str]) -> int:
             report.faults.append(fault)
             terminal.say(
                 f"{number:3}  {fault.kind:16} {fault.phase:9} step {fault.step:5}  "
-                f"back after {fault.recovery_s or float('nan'):6.1f} s, {fault.steps_repeated} steps again"
+                f"back after {fault.recovery_s:6.1f} s, {fault.steps_repeated} steps again"
             )
             (folder / "report.json").write_text(json.dumps(asdict(report), indent=1) + "\n")
         there.finish()
