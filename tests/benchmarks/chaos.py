@@ -27,6 +27,8 @@ from tubelet import audit, config, terminal
 from tubelet.loops import pretrain
 from tubelet.run_directory import RunDirectory
 
+EPOCHS = 260
+"""Long enough for all faults: steps go by while nodes join and are drained."""
 GAP = 20
 """Steps from one fault's recovery to the next fault."""
 PATIENCE_S = 240.0
@@ -100,7 +102,7 @@ def main(arguments: list[str]) -> int:
     folder = Path(asked.folder).absolute()
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    with world(folder) as there:
+    with world(folder, epochs=EPOCHS) as there:
         report = Report(asked.seed, left_out=there.missing)
         faults = schedule(asked.seed, without=there.missing)
         terminal.say(f"{len(faults)} faults; first the run without any")

@@ -53,7 +53,7 @@ class World:
     gateway: Any = None
     missing: dict[str, str] = field(default_factory=dict)
     """Kinds of faults that this machine cannot have, and why."""
-    epochs: int = 170
+    epochs: int = 1
     driver: "subprocess.Popen[bytes] | None" = None
     name: str = ""
 
@@ -294,7 +294,7 @@ class World:
 
 
 @contextlib.contextmanager
-def world(folder: Path, *, epochs: int = 170, servers: bool = True) -> Iterator[World]:
+def world(folder: Path, *, epochs: int, servers: bool = True) -> Iterator[World]:
     """Make it, and clear it away.
 
     Args:
