@@ -9,26 +9,22 @@ The state of a run is its directory; this process holds none that matters.
 """
 
 import contextlib
-import logging
 import signal
-import tempfile
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from clips import storage
-from tubelet import cluster, config, owner, quarantine, resuming, terminal, tracking
+from tubelet import cluster, config, owner, resuming, terminal, tracking
 from tubelet.config import DONE, INTERRUPTED, STOPPED, UserError
 from tubelet.fit import Fit, Job, spool_folder
 from tubelet.owner import Ownership
 from tubelet.run_directory import RunDirectory
+from tubelet.tracked import Tracked
 from tubelet.watch import Watch
 
-_log = logging.getLogger(__name__)
-
-_SHIP_TIMEOUT_S = 60.0
 _MOST_CONTROLLERS = 10
 
 
@@ -44,7 +40,8 @@ class Result:
     """Exit code: 0 done, 3 stopped with a diagnosis, 75 interrupted and resumable."""
     run: RunDirectory
     mlflow_uri: str
-    mlflow_run_id: str
+    mlflow_run_id: str | None
+    """None when MLflow has not answered since the run began."""
     message: str
     metrics: dict[str, float]
     """The newest value of each metric."""
@@ -70,24 +67,22 @@ def run(job: Job) -> Result:
     mlflow_uri = tracking.resolve_uri(root)
     record = resuming.fresh(directory, job) if section.fresh else resuming.resumed(directory, job)
     with terminal.console_and_log(_log_file(directory)), _owning(directory) as held:
+        tracked = Tracked(job, directory, record, uri=mlflow_uri, root=root)
+        if not section.fresh and resuming.is_finished(directory, job):
+            return _ship_rest(job, directory, record, tracked)
         trainers = job.recipe.elastic.max_workers * job.recipe.elastic.cpus_per_worker
         found = cluster.connect(trainer_cpus=trainers, store_bytes=_store_bytes(job))
         workers = _workers(job, found)
-        record["mlflow_run_id"] = _track(job, directory, record, mlflow_uri=mlflow_uri, root=root)
-        if section.fresh:  # now that nothing can be refused any more
-            directory.clear()
-        directory.write_json(record, "run.json")
-        recipe = tracking.redact(config.to_yaml(job.recipe))
-        storage.write_bytes(directory.path("recipe.yaml"), recipe.encode())
-        _announce(job, directory, record, workers=workers, found=found)
-        return _watch(
-            job,
-            directory,
-            held,
-            workers=workers,
-            mlflow_uri=mlflow_uri,
-            run_id=record["mlflow_run_id"],
-        )
+        with tracked:
+            if section.fresh:  # now that nothing can be refused any more
+                directory.clear()
+            record["starts"] += 1
+            directory.write_json(record, "run.json")
+            recipe = tracking.redact(config.to_yaml(job.recipe))
+            storage.write_bytes(directory.path("recipe.yaml"), recipe.encode())
+            tracked.begin(revision=cluster.revision())
+            _announce(job, directory, record, workers=workers, found=found)
+            return _watch(job, directory, held, tracked, workers=workers)
 
 
 # --- before ----------------------------------------------------------------------------------------
@@ -125,24 +120,6 @@ def _store_bytes(job: Job) -> int:
         job.plan.unit_bytes,
         workers=job.recipe.elastic.max_workers,
         prefetch=job.recipe.data.prefetch,
-    )
-
-
-def _track(
-    job: Job, directory: RunDirectory, record: dict[str, Any], *, mlflow_uri: str, root: str
-) -> str:
-    record["starts"] += 1
-    return tracking.start_run(
-        mlflow_uri,
-        storage=root,
-        job=job.kind,
-        name=record["name"],
-        parameters=config.flatten(job.recipe),
-        recipe=config.to_yaml(job.recipe),
-        attempt=record["starts"],
-        manifest=job.manifest_hash,
-        revision=cluster.revision(),
-        run_id=record.get("mlflow_run_id"),
     )
 
 
@@ -210,15 +187,14 @@ def _watch(
     job: Job,
     directory: RunDirectory,
     held: Ownership,
+    tracked: Tracked,
     *,
     workers: tuple[int, int],
-    mlflow_uri: str,
-    run_id: str,
 ) -> Result:
     """Run Ray Train, show progress until it ends; pass a signal on to whatever attempt is running."""
-    fit = Fit(job, directory, mlflow_uri=mlflow_uri, run_id=run_id, workers=workers)
+    fit = Fit(job, directory, key=tracked.key, workers=workers)
     controllers = 1
-    watch = Watch(job.recipe, directory, Path(spool_folder(directory)) / f"{run_id}.jsonl")
+    watch = Watch(job.recipe, directory, tracked.points)
     asked: int | None = None
     with (
         _signals() as received,
@@ -236,11 +212,11 @@ def _watch(
                     "the controller has died; another one goes on from the last checkpoint"
                 )
                 directory.record_event("controller_died")
-                fit = Fit(job, directory, mlflow_uri=mlflow_uri, run_id=run_id, workers=workers)
+                fit = Fit(job, directory, key=tracked.key, workers=workers)
                 controllers += 1
             watch.look(bar)
-            if watch.new_pictures and job.draw:
-                _draw(job, directory, mlflow_uri, run_id)
+            if watch.new_pictures:
+                tracked.draw()
             if received:
                 attempt = directory.newest_attempt()
                 if attempt and attempt.number != asked and attempt.ray_run == fit.ray_run:
@@ -248,39 +224,24 @@ def _watch(
                     directory.request_stop(attempt.number, received[0])
                     asked = attempt.number
         watch.look(bar)
-    return _finish(
-        job, directory, fit, watch, stopped_by=received, mlflow_uri=mlflow_uri, run_id=run_id
-    )
+    return _finish(directory, fit, watch, tracked, stopped_by=received)
 
 
 # --- after -----------------------------------------------------------------------------------------
 
 
 def _finish(
-    job: Job,
-    directory: RunDirectory,
-    fit: Fit,
-    watch: Watch,
-    *,
-    stopped_by: list[str],
-    mlflow_uri: str,
-    run_id: str,
+    directory: RunDirectory, fit: Fit, watch: Watch, tracked: Tracked, *, stopped_by: list[str]
 ) -> Result:
-    from tubelet.spool import MetricSpool
     from tubelet.worker import read_outcome
 
     attempt = directory.newest_attempt()
     outcome = read_outcome(directory, attempt.number) if attempt else None
-    if not MetricSpool(mlflow_uri, run_id, spool_folder(directory)).close(timeout=_SHIP_TIMEOUT_S):
-        terminal.say(
-            "note: MLflow did not take all points; the next start of this run sends the rest"
-        )
-    if job.draw:
-        _draw(job, directory, mlflow_uri, run_id)
-    _publish_quarantine(directory, mlflow_uri, run_id)
+    tracked.draw()
+    tracked.keep_quarantine()
     where, log = storage.redact(directory.uri), _log_file(directory)
     if fit.error is None and outcome and outcome.kind == "finished":
-        directory.write_json({"step": outcome.step}, "finished.json")
+        directory.write_json({"step": outcome.step, "tracked": False}, "finished.json")
         code, message = DONE, f"finished after {outcome.step} steps; results in {where}"
     elif stopped_by or (outcome and outcome.kind == "stopped"):
         tip = directory.resume_point(directory.newest_attempt())
@@ -308,13 +269,38 @@ def _finish(
         reason = directory.gave_up() or _reason(fit.error, log)
         code = STOPPED
         message = f"training gave up: {reason}\n  log: {log}\n  the same command resumes {where} from {at}"
-    status: dict[int, Literal["FINISHED", "KILLED", "FAILED"]] = {
-        DONE: "FINISHED",
-        INTERRUPTED: "KILLED",
-    }
-    tracking.finish_run(mlflow_uri, run_id=run_id, status=status.get(code, "FAILED"))
     directory.record_event("end", code=code, message=message)
-    return Result(code, directory, mlflow_uri, run_id, message, watch.newest)
+    statuses: dict[int, tracking.Status] = {DONE: "FINISHED", INTERRUPTED: "KILLED"}
+    complete = tracked.end(statuses.get(code, "FAILED"))
+    if code == DONE and outcome and complete:
+        directory.write_json({"step": outcome.step}, "finished.json")
+    return Result(code, directory, tracked.uri, tracked.run_id, message, watch.newest)
+
+
+def _ship_rest(
+    job: Job, directory: RunDirectory, record: dict[str, Any], tracked: Tracked
+) -> Result:
+    """Bring to MLflow what it did not take of a run that is finished otherwise."""
+    finished, where = directory.read_json("finished.json"), storage.redact(directory.uri)
+    assert finished is not None
+    steps, here = finished["step"], tracked.points.exists()
+    with tracked:
+        tracked.begin(revision=record["revision"])
+        tracked.draw()
+        tracked.keep_quarantine()
+        complete = tracked.end("FINISHED", limit_s=None)
+    code, message = INTERRUPTED, f"{where} is finished after {steps} steps, but for MLflow"
+    if complete and here:
+        directory.write_json({"step": steps}, "finished.json")
+        code = DONE
+        message = f"MLflow now has everything of {where}, finished after {steps} steps"
+    elif complete:
+        message += (
+            f": its points are on the machine that trained it, in {tracked.points.parent}; "
+            "the same command sends them from there"
+        )
+    newest = Watch(job.recipe, directory, tracked.points).newest
+    return Result(code, directory, tracked.uri, tracked.run_id, message, newest)
 
 
 def _reason(error: BaseException | None, log: Path) -> str:
@@ -322,32 +308,6 @@ def _reason(error: BaseException | None, log: Path) -> str:
     causes = [str(cause) for cause in getattr(error, "worker_failures", {}).values()]
     lines = [line for line in (causes or [str(error)])[0].splitlines() if line.strip()]
     return lines[-1].strip() if lines and error is not None else terminal.tail(log, lines=3)
-
-
-def _draw(job: Job, directory: RunDirectory, mlflow_uri: str, run_id: str) -> None:
-    """Make the pictures that are due and show them in MLflow; a failure here only warns."""
-    folder = Path(spool_folder(directory)).parent / "pictures"
-    try:
-        assert job.draw is not None
-        job.draw(job.recipe, directory, Path(spool_folder(directory)) / f"{run_id}.jsonl", folder)
-        if folder.is_dir():
-            tracking.log_artifacts(mlflow_uri, run_id=run_id, folder=folder, path="pictures")
-    except Exception:
-        _log.exception("pictures of %s", directory.uri)
-        terminal.say(f"note: a picture could not be made; see {_log_file(directory)}")
-
-
-def _publish_quarantine(directory: RunDirectory, mlflow_uri: str, run_id: str) -> None:
-    """Tell of the videos that could not be decoded, and keep their list with the run in MLflow."""
-    tip = directory.resume_point(directory.newest_attempt())
-    entries = quarantine.read(directory, tip.name) if tip else []
-    if tip is None or not entries:
-        return
-    uri = quarantine.uri_of(directory, tip.name)
-    with tempfile.TemporaryDirectory() as folder:
-        Path(folder, "quarantine.parquet").write_bytes(storage.read_bytes(uri))
-        tracking.log_artifacts(mlflow_uri, run_id=run_id, folder=folder, path="quarantine")
-    terminal.say(f"note: {quarantine.summary(entries)}, listed in {storage.redact(uri)}")
 
 
 def _log_file(directory: RunDirectory) -> Path:

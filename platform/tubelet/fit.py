@@ -48,13 +48,12 @@ class Fit:
         job: Job,
         directory: RunDirectory,
         *,
-        mlflow_uri: str,
-        run_id: str,
+        key: str,
         workers: tuple[int, int],
     ) -> None:
         self.ray_run = f"{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:6]}"
         self.error: BaseException | None = None
-        self._trainer = _trainer(job, directory, self.ray_run, mlflow_uri, run_id, workers)
+        self._trainer = _trainer(job, directory, self.ray_run, key, workers)
         self._thread = threading.Thread(target=self._run, name="fit", daemon=True)
         self._thread.start()
 
@@ -81,8 +80,7 @@ def _trainer(
     job: Job,
     directory: RunDirectory,
     ray_run: str,
-    mlflow_uri: str,
-    run_id: str,
+    key: str,
     workers: tuple[int, int],
 ) -> Any:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
@@ -112,7 +110,7 @@ def _trainer(
             cpus_per_worker=elastic.cpus_per_worker,
         ),
     )
-    reports = membership.Reports(uri=mlflow_uri, run_id=run_id, folder=spool_folder(directory))
+    reports = membership.Reports(folder=spool_folder(directory), key=key)
     notices = Notices(notices_file(directory))
     # Ray also takes callbacks of its own kinds here, which its annotation does not say.
     callbacks: list[Any] = [

@@ -76,13 +76,19 @@ def resumed(directory: RunDirectory, job: Job) -> dict[str, Any]:
             f" with 'resume.allow=[{', '.join(c.key for c in refused)}]'"
         )
     finished = directory.read_json("finished.json")
-    if finished is not None and finished["step"] >= job.plan.ledger.steps:
+    if finished and is_finished(directory, job) and finished.get("tracked", True):
         raise UserError(
             f"{where} is finished ({finished['step']} steps): choose another run.name, run.fresh=true to delete it, "
             f"or train on with more epochs: schedule.epochs=N 'resume.allow=[schedule.epochs]'"
         )
     record["recipe"], record["plan"] = now, plan_of(job)
     return record
+
+
+def is_finished(directory: RunDirectory, job: Job) -> bool:
+    """Whether the run has made all the steps that this job asks for; MLflow may still lack some of it."""
+    finished = directory.read_json("finished.json")
+    return finished is not None and finished["step"] >= job.plan.ledger.steps
 
 
 def plan_of(job: Job) -> dict[str, Any]:

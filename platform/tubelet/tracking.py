@@ -1,36 +1,39 @@
-"""One MLflow run per logical run, from the driver's side: create or continue, describe, finish.
+"""One MLflow run per logical run: find or create it, describe it, say whose fault a failure is.
 
-A logical run (`run.name`) is one MLflow run however often it is started again: the caller keeps the
-run id in the run directory and gives it back. Metrics do not come through here, they go through
-`tubelet.spool`.
+A logical run (`run.name`) is one MLflow run however often it is started again, and also when the
+server was away at its first start: it carries the tag `tubelet.key`, a UUID that the caller keeps
+in the run directory, and `claim` finds it again by that before it creates one. Training does not
+come through here but through `tubelet.shipping`, which waits out what `start_run` gives up on.
 
 Where: `MLFLOW_TRACKING_URI` when set; otherwise an SQLite file and an artifact folder under
 `run.storage`, which need no server. Experiments get an explicit artifact location, since MLflow's
 default is the working directory of whoever came first.
 
 What a run holds: experiment `tubelet/<job>`, name `run.name`, tags
-`tubelet.{run,attempt,manifest,revision}`, the flattened recipe as parameters (written once, as
+`tubelet.{key,run,attempt,manifest,revision}`, the flattened recipe as parameters (written once, as
 MLflow's are immutable; a value that a later attempt changed is told in the tag `tubelet.changed`)
 and the whole recipe as the artifact `recipe.yaml`. User names, passwords and queries of URIs are
 replaced by `***` in everything that is written.
 
 Cost: the first call on a new SQLite file creates its tables, 4 to 10 s; later calls take
-milliseconds. `start_run` fails within some 15 s when the server does not answer; the calls made
-after training only warn, because finished work must not fail on its description.
+milliseconds. `start_run` fails within some 15 s when the server does not answer; `finish_run` and
+`log_artifacts` only warn, because finished work must not fail on its description.
 """
 
 import logging
 import os
-import re
-from collections.abc import Callable, Mapping
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
-from tubelet.config import UserError
+from tubelet.refusals import DATABASES, TrackingError, first_line, reason, redact, refusal
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import Run
 
 logger = logging.getLogger(__name__)
 
@@ -38,16 +41,42 @@ LONGEST_KEY = 250
 LONGEST_VALUE = 500
 PARAMETERS_PER_BATCH = 100
 REQUEST_RETRIES = "3"
-
-_DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
-# An "@" ends the userinfo if nothing before it is a path, or if a ":" (user:secret) precedes it:
-# pasted secrets contain "/".
-_USERINFO = re.compile(r"(://)(?:[^\s/@'\",]+|[^\s/@:'\",]*:[^\s'\",]*)@")
-_QUERY = re.compile(r"(://[^\s?'\",]*)\?[^\s'\",]+")
+KEY = "tubelet.key"
+TWIN = "tubelet.twin_of"
 
 
-class TrackingError(UserError):
-    """MLflow cannot be used as asked; the message says what to set."""
+Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
+"""KILLED: interrupted, resumable."""
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What makes an MLflow run the one of a logical run."""
+
+    job: str
+    """"pretrain", "finetune", ...; the experiment is `tubelet/<job>`."""
+    name: str
+    """`run.name`."""
+    storage: str
+    """`run.storage`; artifacts of a database's runs go to `<storage>/mlartifacts`."""
+    key: str
+    """Unlike that of any other logical run."""
+    run_id: str | None = None
+    """Where it is known already."""
+
+
+@dataclass(frozen=True)
+class Description:
+    """What is told about a run, whatever its metrics are."""
+
+    parameters: Mapping[str, object]
+    """The flattened recipe, dotted key to value."""
+    manifest: str
+    """Hash of the data manifest."""
+    revision: str
+    """Of the code."""
+    began_with: Mapping[str, object] = field(default_factory=dict)
+    """Parameters of the run's first start, where others may have come to be since."""
 
 
 def resolve_uri(storage: str) -> str:
@@ -81,60 +110,101 @@ def start_run(
     name: str,
     parameters: Mapping[str, object],
     recipe: str,
-    attempt: int,
     manifest: str,
     revision: str,
-    run_id: str | None = None,
 ) -> str:
-    """Create the MLflow run of a logical run, or continue it, and describe it.
+    """Create and describe the MLflow run of a job that is done in one go.
 
     Args:
         uri: tracking URI, as `resolve_uri` gives it.
-        storage: `run.storage`; artifacts of a database's runs go to `<storage>/mlartifacts`.
-        job: "pretrain", "finetune", ...; the experiment is `tubelet/<job>`.
-        name: `run.name`.
-        parameters: the flattened recipe, dotted key to value.
+        storage: see `Identity`.
+        job: see `Identity`.
+        name: see `Identity`.
+        parameters: see `Description`.
         recipe: the resolved recipe as YAML.
-        attempt: number of this start of the logical run, from 1.
-        manifest: hash of the data manifest.
-        revision: code revision.
-        run_id: MLflow run to continue; None creates one.
+        manifest: see `Description`.
+        revision: see `Description`.
 
     Returns:
-        The run id, to be kept in the run directory.
+        The run id.
 
     Raises:
-        TrackingError: the server does not answer, or the run or its experiment was deleted.
+        TrackingError: the server does not answer, or the experiment was deleted.
     """
-    tags = {
-        "tubelet.run": name,
-        "tubelet.attempt": str(attempt),
-        "tubelet.manifest": manifest,
-        "tubelet.revision": revision,
-    }
+    identity = Identity(job, name, storage, key=uuid.uuid4().hex)
     try:
         client = connect(uri)
-        if run_id is None:
-            experiment = _experiment(client, uri, storage=storage, name=f"tubelet/{job}")
-            run_id = client.create_run(experiment, run_name=name, tags=tags).info.run_id
-        else:
-            _continue(client, uri, run_id=run_id)
-            for key, value in tags.items():
-                client.set_tag(run_id, key, value)
-        _log_parameters(client, run_id, parameters)
+        run_id = claim(client, uri, identity)
+        describe(client, run_id, identity, Description(parameters, manifest, revision))
         client.log_text(run_id, redact(recipe), "recipe.yaml")
     except Exception as error:
-        if isinstance(error, TrackingError):
-            raise
-        raise TrackingError(
-            f"MLflow at {redact(uri)} failed ({_first_line(error)}): check that it runs and that "
-            "MLFLOW_TRACKING_URI names it, or unset that to log to a file under run.storage"
+        raise refusal(error, uri) or TrackingError(
+            f"MLflow at {redact(uri)} does not answer ({reason(error)}): check that it runs and that "
+            "MLFLOW_TRACKING_URI names it, or unset that to log to a file under the storage"
         ) from error
     return run_id
 
 
-def finish_run(uri: str, *, run_id: str, status: Literal["FINISHED", "FAILED", "KILLED"]) -> bool:
-    """Set the run's final status (KILLED: interrupted, resumable); False when MLflow refused."""
+def claim(client: "MlflowClient", uri: str, identity: Identity) -> str:
+    """The id of the run's MLflow run, which is created when there is none.
+
+    A request to create that was never answered may have been heard, even later than the next one.
+    So whoever creates looks again; of several runs with one key the one that has been described
+    counts, or else the first, and the others, which hold nothing, are deleted.
+    """
+    mine = _runs_with_key(client, look(client, uri, identity), identity.key)
+    if identity.run_id is None and not mine:
+        experiment = _experiment(
+            client, uri, storage=identity.storage, name=_experiment_of(identity)
+        )
+        client.create_run(experiment, run_name=identity.name, tags={KEY: identity.key})
+        mine = _runs_with_key(client, experiment, identity.key)
+    chosen = identity.run_id or min(mine, key=_precedence).info.run_id
+    for run in mine:
+        if run.info.run_id != chosen and not _described(run):
+            client.set_tag(run.info.run_id, TWIN, chosen)
+            client.delete_run(run.info.run_id)
+    return chosen
+
+
+def look(client: "MlflowClient", uri: str, identity: Identity) -> str | None:
+    """Ask, and change nothing; returns the id of the experiment if it exists.
+
+    Raises:
+        TrackingError: the run or its experiment was deleted.
+    """
+    name = _experiment_of(identity)
+    found = client.get_experiment_by_name(name)
+    if found is not None and found.lifecycle_stage == "deleted":
+        raise TrackingError(
+            f"the MLflow experiment {name!r} at {redact(uri)} was deleted: restore it "
+            f"(mlflow experiments restore --experiment-id {found.experiment_id}) or remove it for "
+            "good (mlflow gc)"
+        )
+    if identity.run_id is not None:
+        _check_known(client, uri, run_id=identity.run_id)
+    return None if found is None else found.experiment_id
+
+
+def describe(
+    client: "MlflowClient", run_id: str, identity: Identity, description: Description
+) -> None:
+    """Write tags and parameters; what is there already stays."""
+    for parameters in (description.began_with, description.parameters):
+        if parameters:
+            _log_parameters(client, run_id, parameters)
+    tags = {
+        KEY: identity.key,
+        "tubelet.manifest": description.manifest,
+        "tubelet.revision": description.revision,
+        "tubelet.run": identity.name,  # last: it marks the run as described
+    }
+    for key, value in tags.items():
+        client.set_tag(run_id, key, value)
+
+
+def finish_run(uri: str, *, run_id: str, status: Status) -> bool:
+    """Set the run's final status; False when MLflow refused."""
     return _attempt(
         uri,
         f"setting run {run_id} to {status}",
@@ -171,9 +241,11 @@ def connect(uri: str) -> "MlflowClient":
     return MlflowClient(tracking_uri=uri, registry_uri=uri)
 
 
-def redact(text: str) -> str:
-    """The text with the user name, password and query of every URI in it replaced by `***`."""
-    return _QUERY.sub(r"\1?***", _USERINFO.sub(r"\1***@", text))
+def redacted(parameters: Mapping[str, object]) -> dict[str, str]:
+    """Parameters as they may be written, cut to what MLflow takes."""
+    return {
+        key[:LONGEST_KEY]: redact(str(value))[:LONGEST_VALUE] for key, value in parameters.items()
+    }
 
 
 def _local_folder(storage: str) -> Path | None:
@@ -183,11 +255,15 @@ def _local_folder(storage: str) -> Path | None:
     return None if scheme else Path(storage)
 
 
+def _experiment_of(identity: Identity) -> str:
+    return f"tubelet/{identity.job}"
+
+
 def _experiment(client: "MlflowClient", uri: str, *, storage: str, name: str) -> str:
     from mlflow.exceptions import MlflowException
 
     location = None  # a server's artifact root is its own affair
-    if uri.split(":")[0].split("+")[0] in _DATABASES:
+    if uri.split(":")[0].split("+")[0] in DATABASES:
         folder = _local_folder(storage)
         root = storage.rstrip("/") if folder is None else folder.as_uri()
         location = f"{root}/mlartifacts/{name}"
@@ -199,16 +275,25 @@ def _experiment(client: "MlflowClient", uri: str, *, storage: str, name: str) ->
             found = client.get_experiment_by_name(name)
             if found is None:
                 raise
-    if found.lifecycle_stage == "deleted":
-        raise TrackingError(
-            f"the MLflow experiment {name!r} at {redact(uri)} was deleted: restore it "
-            f"(mlflow experiments restore --experiment-id {found.experiment_id}) or remove it for "
-            "good (mlflow gc)"
-        )
     return found.experiment_id
 
 
-def _continue(client: "MlflowClient", uri: str, *, run_id: str) -> None:
+def _runs_with_key(client: "MlflowClient", experiment: str | None, key: str) -> Sequence["Run"]:
+    if experiment is None:
+        return []
+    return client.search_runs([experiment], filter_string=f"tags.`{KEY}` = '{key}'")
+
+
+def _described(run: "Run") -> bool:
+    return "tubelet.run" in run.data.tags
+
+
+def _precedence(run: "Run") -> tuple[bool, bool, int, str]:
+    deleted_half_way = TWIN in run.data.tags
+    return deleted_half_way, not _described(run), run.info.start_time, run.info.run_id
+
+
+def _check_known(client: "MlflowClient", uri: str, *, run_id: str) -> None:
     from mlflow.exceptions import MlflowException
 
     try:
@@ -222,15 +307,12 @@ def _continue(client: "MlflowClient", uri: str, *, run_id: str) -> None:
             f"the run's MLflow run {run_id} is {stage} at {redact(uri)}: point MLFLOW_TRACKING_URI "
             "at the store it was started with, restore it there, or start anew with run.fresh=true"
         )
-    client.update_run(run_id, status="RUNNING")
 
 
 def _log_parameters(client: "MlflowClient", run_id: str, parameters: Mapping[str, object]) -> None:
     from mlflow.entities import Param
 
-    wanted = {
-        key[:LONGEST_KEY]: redact(str(value))[:LONGEST_VALUE] for key, value in parameters.items()
-    }
+    wanted = redacted(parameters)
     run = client.get_run(run_id).data
     present = run.params
     absent = [Param(key, value) for key, value in wanted.items() if key not in present]
@@ -249,10 +331,6 @@ def _attempt(uri: str, what: str, call: Callable[["MlflowClient"], Any]) -> bool
     try:
         call(connect(uri))
     except Exception as error:
-        logger.warning("%s failed at %s: %s", what, redact(uri), _first_line(error))
+        logger.warning("%s failed at %s: %s", what, redact(uri), first_line(error))
         return False
     return True
-
-
-def _first_line(error: Exception) -> str:
-    return redact((str(error).strip() or type(error).__name__).splitlines()[0])

@@ -119,7 +119,9 @@ def test_an_outage_in_mid_epoch_changes_no_number_and_loses_no_sample(
 
     def outage(run: RunDirectory) -> None:
         limit = time.monotonic() + 200
-        while not list(Path(run.path("spool")).glob("*.jsonl")):
+        while not any(
+            "train/loss" in f.read_text() for f in Path(run.path("spool")).glob("*.jsonl")
+        ):
             assert time.monotonic() < limit, "the run does not start"
             time.sleep(0.2)
         object_store.kill()

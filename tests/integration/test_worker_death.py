@@ -225,6 +225,15 @@ def test_one_mlflow_run_holds_the_whole_curve_each_step_once(
     assert experiment is not None
     (tracked,) = client.search_runs([experiment.experiment_id])
     assert tracked.info.status == "FINISHED"
+    newest = story.run.newest_attempt()
+    assert newest is not None
+    assert tracked.data.tags["tubelet.attempt"] == str(newest.number)
+    told = client.get_metric_history(tracked.info.run_id, "sys/attempt")
+    begun = {(attempt.step, attempt.number) for attempt in story.run.attempts()}
+    assert {(point.step, int(point.value)) for point in told} <= begun
+    assert len(told) == len({point.step for point in told}) >= 3
+    files = {file.path for file in client.list_artifacts(tracked.info.run_id)}
+    assert {"recipe.yaml", "events.jsonl"} <= files
     curves: dict[str, dict[int, float]] = {}
     for name in ("train/loss", "train/grad_norm", "eval/loss"):
         history = client.get_metric_history(tracked.info.run_id, name)

@@ -55,6 +55,11 @@ class MlflowServer:
                 assert time.monotonic() < deadline, self._log.read_text()
                 time.sleep(0.2)
 
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal to all of its processes."""
+        assert self._process is not None
+        os.killpg(self._process.pid, number)
+
     def kill(self) -> None:
         """SIGKILL, to all of its processes."""
         if self._process is not None:

@@ -160,7 +160,8 @@ def _overrides(root: Path, manifest: Path, name: str, more: Sequence[str]) -> li
 def _train(job: fit.Job) -> Trained:
     section = job.recipe.run
     run = RunDirectory(f"{Path(section.storage).resolve()}/{section.name}")
-    if run.read_json("finished.json") is not None:
+    finished = run.read_json("finished.json")
+    if finished is not None and finished.get("tracked", True):
         record = run.read_json("run.json")
         assert record is not None
         terminal.say(f"  {section.name} is finished already")
@@ -170,6 +171,11 @@ def _train(job: fit.Job) -> Trained:
         raise Interrupted(result.message)
     if result.code != config.DONE:
         raise elastic.TrainingStopped(result.message)
+    if result.mlflow_run_id is None:
+        raise elastic.TrainingStopped(
+            f"{section.name} is trained, but the demo goes on only when MLflow answers, which is to keep its model: "
+            "start the same command then"
+        )
     return Trained(result.run, result.mlflow_run_id, result.metrics)
 
 

@@ -88,7 +88,6 @@ def _log(
         name=recipe.names[0].rstrip("/").rsplit("/", 1)[-1],
         parameters=config.flatten(recipe),
         recipe=config.to_yaml(recipe),
-        attempt=1,
         manifest=manifest.hash,
         revision=cluster.revision(),
     )

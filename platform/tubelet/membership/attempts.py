@@ -4,7 +4,6 @@ What can fail here (storage) is retried inside ``clips.storage``; if it fails al
 """
 
 import logging
-from collections.abc import Sequence
 from typing import Any, cast
 
 from ray.train import UserCallback
@@ -34,28 +33,30 @@ class Attempts(WorkerGroupCallback):
         )
         if attempt.parent:
             # What the parent's attempt had not reported when it died travels with its commit.
-            self._reports.append(cast(list[Point], self._run.commit(attempt.parent).points))
+            self._reports.spool.append(cast(list[Point], self._run.commit(attempt.parent).points))
+        self._reports.spool.attempt(attempt.number, step=attempt.step, workers=attempt.world_size)
 
 
 class Reports(UserCallback):
-    """Takes rank 0's points to the spool that ships them to MLflow."""
+    """Takes rank 0's points to the spool, from which the driver ships them to MLflow."""
 
-    def __init__(self, *, uri: str, run_id: str, folder: str) -> None:
-        self._where = (uri, run_id, folder)
+    def __init__(self, *, folder: str, key: str) -> None:
+        self._where = (folder, key)
         self._spool: MetricSpool | None = None
 
-    def append(self, points: Sequence[Point]) -> None:
-        """Write points ahead; they reach MLflow in the background."""
-        if self._spool is None:  # made in the controller: it owns a thread
+    @property
+    def spool(self) -> MetricSpool:
+        """Made where it is used, in the controller: it owns a file."""
+        if self._spool is None:
             self._spool = MetricSpool(*self._where)
-        self._spool.append(points)
+        return self._spool
 
     def after_report(
         self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any
     ) -> None:
         """Called by Ray Train once all workers have reported."""
         for report in metrics:
-            self.append(report["points"])
+            self.spool.append(report["points"])
             group.current().note(report["points"])
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:

@@ -7,16 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from mlflow import MlflowClient
 
 from clips import ClipConfig
 from motion import motion_manifest
-from tubelet import config, elastic
+from tubelet import config, elastic, shipping, tracking
 from tubelet.config import UserError
 from tubelet.items import BatchConfig, DataConfig
 from tubelet.loops import pretrain
 from tubelet.recipes import Pretrain
 from tubelet.run_directory import FORMAT_VERSION, ResumeConfig, RunConfig
 from tubelet.schedules import ScheduleConfig
+from tubelet.spool import MetricSpool
 from videomae import ModelConfig
 
 
@@ -32,7 +34,9 @@ def recipe(tmp_path: Path) -> Pretrain:
     )
 
 
-def leave(recipe: Pretrain, *, finished: int | None = None, **changes: Any) -> Path:
+def leave(
+    recipe: Pretrain, *, finished: int | None = None, tracked: bool = True, **changes: Any
+) -> Path:
     """Leave the record of a run of ``recipe``; returns its folder."""
     folder = Path(recipe.run.storage) / "mine"
     folder.mkdir(parents=True)
@@ -47,7 +51,7 @@ def leave(recipe: Pretrain, *, finished: int | None = None, **changes: Any) -> P
     }
     (folder / "run.json").write_text(json.dumps(record | changes))
     if finished is not None:
-        (folder / "finished.json").write_text(json.dumps({"step": finished}))
+        (folder / "finished.json").write_text(json.dumps({"step": finished, "tracked": tracked}))
     return folder
 
 
@@ -108,3 +112,65 @@ def test_changed_keys_are_named_with_both_values_unless_allowed(
     assert first == f"{folder} was started with another recipe:"
     assert [line.split()[0].rstrip(":") for line in lines] == refused
     assert advice.endswith(f"allow the change with 'resume.allow=[{', '.join(refused)}]'")
+
+
+# --- a finished run of which MLflow lacks something ------------------------------------------------
+
+NOBODY = "http://127.0.0.1:9"
+"""Where no server is."""
+
+
+@pytest.fixture
+def no_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+
+@pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated")
+def test_what_mlflow_lacks_of_a_finished_run_the_same_command_sends_and_nothing_else(
+    recipe: Pretrain, no_server: None
+) -> None:
+    folder = leave(recipe, finished=4, tracked=False, mlflow_key="k")
+    spool = MetricSpool(folder / "spool", "k")
+    spool.append([{"step": step, "metrics": {"train/loss": 1 / step}} for step in range(1, 5)])
+    spool.close()
+    result = elastic.run(pretrain.job(recipe))
+    assert (result.code, result.message) == (
+        0,
+        f"MLflow now has everything of {folder}, finished after 4 steps",
+    )
+    client = MlflowClient(tracking.resolve_uri(recipe.run.storage))
+    assert result.mlflow_run_id is not None
+    history = client.get_metric_history(result.mlflow_run_id, "train/loss")
+    assert [point.step for point in history] == [1, 2, 3, 4]
+    assert json.loads((folder / "finished.json").read_text()) == {"step": 4}
+    assert json.loads((folder / "run.json").read_text())["mlflow_run_id"] == result.mlflow_run_id
+    with pytest.raises(UserError, match="is finished"):
+        elastic.run(pretrain.job(recipe))
+
+
+def test_while_the_server_is_down_the_run_stays_as_it_is(
+    recipe: Pretrain, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", NOBODY)
+    monkeypatch.setattr(shipping, "REFUSED_S", 1.0)
+    folder = leave(recipe, finished=4, tracked=False, mlflow_key="k")
+    before = (folder / "run.json").read_bytes()
+    result = elastic.run(pretrain.job(recipe))
+    assert (result.code, result.mlflow_run_id) == (75, None)
+    assert result.message == f"{folder} is finished after 4 steps, but for MLflow"
+    assert json.loads((folder / "finished.json").read_text()) == {"step": 4, "tracked": False}
+    assert (folder / "run.json").read_bytes() == before
+
+
+@pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated")
+def test_a_machine_without_the_points_does_not_claim_that_mlflow_has_them(
+    recipe: Pretrain, no_server: None
+) -> None:
+    folder = leave(recipe, finished=4, tracked=False, mlflow_key="k")
+    result = elastic.run(pretrain.job(recipe))
+    assert result.code == 75
+    assert result.message == (
+        f"{folder} is finished after 4 steps, but for MLflow: its points are on the machine that trained it, "
+        f"in {folder / 'spool'}; the same command sends them from there"
+    )
+    assert json.loads((folder / "finished.json").read_text()) == {"step": 4, "tracked": False}

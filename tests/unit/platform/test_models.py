@@ -98,7 +98,6 @@ def registered(tmp_path_factory: pytest.TempPathFactory) -> Path:
         name="run",
         parameters={},
         recipe="",
-        attempt=1,
         manifest="m",
         revision="r",
     )

@@ -49,7 +49,6 @@ def run_id(uri: str) -> str:
         name="tiny",
         parameters={},
         recipe="",
-        attempt=1,
         manifest="m",
         revision="r",
     )

@@ -37,7 +37,6 @@ def start(storage: str, **changes: Any) -> str:
         name="tiny",
         parameters=PARAMETERS,
         recipe=RECIPE,
-        attempt=1,
         manifest="m" * 64,
         revision="abc123",
     )
@@ -77,7 +76,6 @@ def test_a_run_tells_what_it_is(storage: str) -> None:
     assert run.info.run_name == "tiny"
     assert run.info.status == "RUNNING"
     assert run.data.tags["tubelet.run"] == "tiny"
-    assert run.data.tags["tubelet.attempt"] == "1"
     assert run.data.tags["tubelet.manifest"] == "m" * 64
     assert run.data.tags["tubelet.revision"] == "abc123"
     assert "tubelet.changed" not in run.data.tags
@@ -114,42 +112,92 @@ def test_many_parameters_are_all_logged(storage: str) -> None:
     assert run.data.params == {key: str(value) for key, value in many.items()}
 
 
-def test_a_continued_run_is_the_same_run(storage: str) -> None:
-    run_id = start(storage)
-    assert tracking.finish_run(tracking.resolve_uri(storage), run_id=run_id, status="KILLED")
-    assert client(storage).get_run(run_id).info.status == "KILLED"
-    again = start(
-        storage,
-        run_id=run_id,
-        attempt=2,
-        revision="def456",
-        parameters=PARAMETERS | {"optim.lr": 2e-3, "optim.new": 1},
-        recipe="run: {}\n",
+def claim(storage: str, key: str, *, run_id: str | None = None) -> str:
+    identity = tracking.Identity("pretrain", "tiny", storage, key=key, run_id=run_id)
+    return tracking.claim(client(storage), tracking.resolve_uri(storage), identity)
+
+
+def describe(storage: str, run_id: str, key: str, **changes: Any) -> dict[str, str]:
+    """Describe a run; returns its tags."""
+    identity = tracking.Identity("pretrain", "tiny", storage, key=key)
+    told: dict[str, Any] = dict(parameters=PARAMETERS, manifest="m" * 64, revision="abc123")
+    tracking.describe(client(storage), run_id, identity, tracking.Description(**(told | changes)))
+    return client(storage).get_run(run_id).data.tags
+
+
+def test_a_run_is_found_again_by_its_key_or_its_id(storage: str) -> None:
+    run_id = claim(storage, "one")
+    assert claim(storage, "one") == run_id
+    assert claim(storage, "other") != run_id
+    assert claim(storage, "unheard of", run_id=run_id) == run_id
+    assert len(with_key(storage, "one")) == 1
+
+
+def with_key(storage: str, key: str) -> list[str]:
+    experiment = client(storage).get_experiment_by_name("tubelet/pretrain")
+    assert experiment is not None
+    runs = client(storage).search_runs(
+        [experiment.experiment_id], filter_string=f"tags.`tubelet.key` = '{key}'"
     )
-    run = client(storage).get_run(again)
-    assert again == run_id
-    assert run.info.status == "RUNNING"
-    assert run.data.tags["tubelet.attempt"] == "2"
-    assert run.data.tags["tubelet.revision"] == "def456"
-    assert run.data.params["optim.lr"] == "0.001"
-    assert run.data.params["optim.new"] == "1"
-    assert run.data.tags["tubelet.changed"] == "optim.lr: 0.001 -> 0.002"
-    written = client(storage).download_artifacts(run_id, "recipe.yaml")
-    assert Path(written).read_text() == "run: {}\n"
-    start(storage, run_id=run_id, attempt=3, parameters=PARAMETERS)
-    assert client(storage).get_run(run_id).data.tags["tubelet.changed"] == ""
+    return [run.info.run_id for run in runs]
+
+
+def test_of_two_runs_that_came_of_one_request_the_described_one_stays(storage: str) -> None:
+    first = claim(storage, "twins")
+    experiment = client(storage).get_run(first).info.experiment_id
+    second = client(storage).create_run(experiment, tags={tracking.KEY: "twins"}).info.run_id
+    describe(storage, second, "twins")
+    assert claim(storage, "twins") == second
+    assert with_key(storage, "twins") == [second]
+    assert client(storage).get_run(first).data.tags[tracking.TWIN] == second
+
+
+def test_of_two_empty_runs_the_first_stays_whoever_asks(storage: str) -> None:
+    first = claim(storage, "empty")
+    experiment = client(storage).get_run(first).info.experiment_id
+    late = int(time.time() * 1000) + 5
+    client(storage).create_run(experiment, tags={tracking.KEY: "empty"}, start_time=late)
+    assert claim(storage, "empty") == first
+    assert with_key(storage, "empty") == [first]
+
+
+def test_what_a_later_start_changed_is_told(storage: str) -> None:
+    run_id = claim(storage, "changed")
+    assert "tubelet.changed" not in describe(storage, run_id, "changed")
+    tags = describe(
+        storage,
+        run_id,
+        "changed",
+        parameters=PARAMETERS | {"optim.lr": 2e-3, "optim.new": 1},
+        revision="def456",
+    )
+    run = client(storage).get_run(run_id)
+    assert tags["tubelet.revision"] == "def456"
+    assert tags["tubelet.changed"] == "optim.lr: 0.001 -> 0.002"
+    assert (run.data.params["optim.lr"], run.data.params["optim.new"]) == ("0.001", "1")
+    assert describe(storage, run_id, "changed")["tubelet.changed"] == ""
+
+
+def test_a_run_begins_with_the_parameters_of_its_first_start_though_nobody_heard_them(
+    storage: str,
+) -> None:
+    run_id = claim(storage, "late")
+    later = PARAMETERS | {"optim.lr": 2e-3}
+    tags = describe(storage, run_id, "late", parameters=later, began_with=PARAMETERS)
+    assert client(storage).get_run(run_id).data.params["optim.lr"] == "0.001"
+    assert tags["tubelet.changed"] == "optim.lr: 0.001 -> 0.002"
 
 
 def test_a_run_that_is_not_in_the_store_cannot_be_continued(storage: str) -> None:
     with pytest.raises(tracking.TrackingError, match=r"0123 is missing at sqlite.*run\.fresh=true"):
-        start(storage, run_id="0123")
+        claim(storage, "none", run_id="0123")
 
 
 def test_a_deleted_run_cannot_be_continued(storage: str) -> None:
     run_id = start(storage)
     client(storage).delete_run(run_id)
     with pytest.raises(tracking.TrackingError, match=f"{run_id} is deleted"):
-        start(storage, run_id=run_id)
+        claim(storage, "none", run_id=run_id)
 
 
 def test_a_deleted_experiment_is_told(storage: str) -> None:
