@@ -6,13 +6,14 @@
 #   make bench-feed [UNITS=300]                 how much of the pure decode rate arrives at a worker
 #   make bench-memory [DECODES=5000]          memory over thousands of decodes with each backend
 #   make bench-manifest [ROWS=10000000]       a manifest of very many rows: time, memory, look-up
+#   make bench-recovery [KILLS=10] [NODES=5]  seconds from a death to the next step, and where they go
 #   make chaos [SEED=1]                       a run through twenty faults beside one without any
 #   make chaos-matrix                         every kind of fault at every place of a run
 
 PYTHON := .venv/bin/python
 LOCK := --universal --python-version 3.11 --generate-hashes --no-emit-index-url --group dev
 
-.PHONY: demo demo-study test test-slow check bench-decode bench-feed bench-memory bench-manifest chaos chaos-matrix format constraints clean install
+.PHONY: demo demo-study test test-slow check bench-decode bench-feed bench-memory bench-manifest bench-recovery chaos chaos-matrix format constraints clean install
 
 demo: install
 	$(PYTHON) jobs/demo.py $(if $(VIDEOS),'videos=$(VIDEOS)') $(if $(LABELS),'labels=$(LABELS)')
@@ -40,6 +41,9 @@ bench-memory: install
 
 bench-manifest: install
 	$(PYTHON) tests/benchmarks/bench_manifest.py $(if $(ROWS),rows=$(ROWS))
+
+bench-recovery: install
+	$(PYTHON) tests/benchmarks/bench_recovery.py $(if $(KILLS),kills=$(KILLS)) $(if $(NODES),nodes=$(NODES))
 
 chaos: install
 	$(PYTHON) tests/benchmarks/chaos.py $(if $(SEED),seed=$(SEED))

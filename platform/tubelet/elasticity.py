@@ -105,19 +105,20 @@ class Failure:
     message: str
     charged: bool
     """False where the cluster took a node away, or a damaged checkpoint was set aside: none of these is too many."""
+    slack: int = 1
+    """Steps by which it may have been further."""
 
 
-def reason_to_give_up(failures: Sequence[Failure], *, most: int, slack: int = 1) -> str | None:
+def reason_to_give_up(failures: Sequence[Failure], *, most: int) -> str | None:
     """Why a run should end instead of starting its workers again; None to go on.
 
     Args:
         failures: so far, oldest first.
         most: charged failures that are allowed.
-        slack: steps by which the known step of a failure may be off.
     """
     charged = [f for f in failures if f.charged]
     last = charged[-SAME_STEP:]
-    if len(last) == SAME_STEP and max(f.step for f in last) - min(f.step for f in last) <= slack:
+    if len(last) == SAME_STEP and max(f.step for f in last) <= min(f.step + f.slack for f in last):
         return f"step {last[-1].step + 1} failed {SAME_STEP} times: {last[-1].message}"
     if len(charged) > most:
         return (

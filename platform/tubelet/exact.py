@@ -106,6 +106,7 @@ def square_sum(gradients: Sequence[Tensor], *, elements: int) -> float:
     largest = torch.zeros((), dtype=torch.float64, device=device)
     if parts:
         largest = torch.stack([g.abs().amax() for g in parts]).amax().double()
+    largest.nan_to_num_(nan=math.inf, posinf=math.inf)  # a maximum over ranks may lose a NaN
     dist.all_reduce(largest, dist.ReduceOp.MAX)
     bound = largest.item()
     if bound == 0.0 or not math.isfinite(bound):

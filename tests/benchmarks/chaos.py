@@ -34,6 +34,17 @@ GAP = 20
 PATIENCE_S = 240.0
 PHASES = ("data", "forward", "reduce", "update", "evaluate", "stage", "write", "commit")
 ANY_PHASE = ("data", "forward", "reduce", "update")
+RESTARTS = {
+    "worker_sigkill",
+    "worker_sigstop",
+    "worker_sigterm",
+    "node_kill",
+    "drain",
+    "head_kill",
+    "driver_kill",
+    "torn_checkpoint",
+}
+"""Kinds that end a worker group; others may let it be."""
 KINDS = {  # how often, and where they may strike
     "worker_sigkill": (4, PHASES),
     "worker_sigstop": (2, ANY_PHASE),
@@ -67,7 +78,7 @@ class Fault:
     step: int = 0
     """Where it was to strike at the earliest; then where it did."""
     recovery_s: float | None = None
-    """From the fault to the next step that the run had not done before."""
+    """From the fault to the next step that the run had not done before; after a restart, by the new group."""
     steps_repeated: int = 0
 
 
@@ -158,12 +169,15 @@ def happen(
     if last:
         there.finish()
         over = time.time()
+        started = there.run.attempts()[attempts:]
+        fault.recovery_s = round(over - at, 1)
+        fault.steps_repeated = max(0, fault.step - started[0].step) if started else 0
+    elif fault.kind in RESTARTS or len(there.run.attempts()) > attempts:
+        found = there.wait_for_recovery(since=at, attempts=attempts, patience_s=PATIENCE_S)
+        fault.recovery_s, fault.steps_repeated = round(found.seconds, 1), found.repeated
     else:
         over = there.wait_for_step(fault.step + 1, since=at, patience_s=PATIENCE_S)
-    fault.recovery_s = round(over - at, 1)
-    started = there.run.attempts()[attempts:]
-    if started:
-        fault.steps_repeated = max(0, fault.step - started[0].step)
+        fault.recovery_s = round(over - at, 1)
 
 
 def compare(there: World, report: Report, name: str = "chaos") -> None:

@@ -20,6 +20,7 @@ from clips import Manifest, write_manifest
 from mlflow_server import MlflowServer
 from motion import motion_manifest
 from raylets import Raylets, kill_tree
+from recovery import Recovery, recovery
 from tubelet import config
 from tubelet.recipes import Pretrain
 from tubelet.run_directory import RunDirectory
@@ -136,18 +137,29 @@ class World:
 
     def steps(self) -> list[tuple[float, int]]:
         """Time and number of every optimizer step, by whichever worker."""
-        found = []
-        for file in (self.folder / "steps").glob("*"):
-            for line in file.read_text().splitlines():
-                at, step = line.split()
-                found.append((float(at), int(step)))
+        return [(at, int(step)) for at, step in self._lines("steps")]
+
+    def starts(self) -> list[tuple[float, str]]:
+        """When each worker began to load, and when it first waited for data."""
+        return self._lines("starts")
+
+    def _lines(self, folder: str) -> list[tuple[float, str]]:
+        found: list[tuple[float, str]] = []
+        for file in (self.folder / folder).glob("*"):
+            for line in file.read_text().splitlines(keepends=True):
+                if line.endswith("\n"):  # else it is being written
+                    at, what = line.split()
+                    found.append((float(at), what))
         return found
 
     def step(self) -> int:
         """The furthest that the run has been."""
-        run = self.run
-        begun = min((a.started_unix_s for a in run.attempts()), default=float("inf"))
-        return max((step for at, step in self.steps() if at >= begun), default=0)
+        return max((step for _, step in self.run_steps()), default=0)
+
+    def run_steps(self) -> list[tuple[float, int]]:
+        """``steps`` of the present run alone."""
+        begun = min((a.started_unix_s for a in self.run.attempts()), default=float("inf"))
+        return [(at, step) for at, step in self.steps() if at >= begun]
 
     def wait_for_step(self, step: int, *, since: float, patience_s: float) -> float:
         """When a step was made after a moment."""
@@ -157,6 +169,22 @@ class World:
             if after:
                 return min(after)
             self._check(deadline, f"step {step}")
+            time.sleep(0.2)
+
+    def wait_for_recovery(self, *, since: float, attempts: int, patience_s: float) -> Recovery:
+        """Until a new group has made a step that the run had not made.
+
+        Args:
+            since: when the fault struck.
+            attempts: that the run had had by then.
+            patience_s: how long at most.
+        """
+        deadline = time.time() + patience_s
+        while True:
+            found = recovery(self.run_steps(), self.run.attempts()[attempts:], fault_s=since)
+            if found:
+                return found
+            self._check(deadline, "a new group's first new step")
             time.sleep(0.2)
 
     def curves(self, name: str) -> dict[str, dict[int, float]]:

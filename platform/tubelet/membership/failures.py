@@ -53,7 +53,7 @@ class CountedFailures(FailurePolicy):
         workers.ended()
         failure, lost = self._failure(training_failed_error)
         self._failures.append(failure)
-        reason = reason_to_give_up(self._failures, most=self._most, slack=workers.slack)
+        reason = reason_to_give_up(self._failures, most=self._most)
         workers.record(
             "failure",
             step=failure.step,
@@ -84,8 +84,8 @@ class CountedFailures(FailurePolicy):
             return Failure(workers.step, _line(free[0]), charged=False), lost
         if workers.stuck:
             places = ", ".join(f"worker {rank} ({phase})" for rank, phase in workers.stuck.items())
-            return Failure(workers.step, f"no progress: {places}", charged=True), lost
-        return Failure(workers.step, f"worker {rank}: {_line(first)}", charged=True), lost
+            return Failure(workers.step, f"no progress: {places}", True, workers.slack), lost
+        return Failure(workers.step, f"worker {rank}: {_line(first)}", True, workers.slack), lost
 
     def _start_failed(self, error: ControllerError) -> FailureDecision:
         """Workers could not be started: somebody else was faster, or a node died meanwhile."""

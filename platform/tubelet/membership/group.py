@@ -44,6 +44,8 @@ class _Member:
     asked: Any = None
     """The question that is out."""
     asked_at: float = 0.0
+    answered: float = 0.0
+    """When the question was asked that it answered last."""
 
 
 class Group(ControllerCallback, WorkerGroupCallback):
@@ -135,7 +137,13 @@ class Group(ControllerCallback, WorkerGroupCallback):
 
     @property
     def slack(self) -> int:
-        """By how many steps ``step`` may be too small."""
+        """By how many steps ``step`` may be too small, once the group has ended.
+
+        A survivor knows it to one: none gets past a reduction that a dead worker has no part in. Without one it is
+        what the group may have done since it was last heard of, which for a young group's first steps is many.
+        """
+        if self._stopped_at and any(m.answered >= self._stopped_at for m in self._members):
+            return 1
         pace = self.pace()
         return 1 if pace is None else 1 + int(2 * _ASK_EVERY_S / max(pace.step_s, 1e-3))
 
@@ -179,6 +187,7 @@ class Group(ControllerCallback, WorkerGroupCallback):
     def ended(self) -> None:
         """The group has failed: from here on the restart is measured."""
         self._stopped_at = time.monotonic()
+        self.ask_now()  # for what was asked before
         self.ask_now()
 
     def ask_now(self) -> None:
@@ -242,6 +251,7 @@ class Group(ControllerCallback, WorkerGroupCallback):
             heard = cast(Pulse, ray.get(answer))
         except Exception:  # it has died; the controller will see
             return
+        member.answered = member.asked_at
         if heard.beats != member.pulse.beats or heard.phase == "hold":
             member.moved_at = now
         member.pulse = heard

@@ -6,6 +6,7 @@ Python imports this in each process it starts. In those that import ``tubelet.pu
     armed.json      the fault that is due: ``{"id", "kind", "rank", "phase", "step"}``; a step at or beyond fires it
     fired-<id>      made by the one worker that it has hit, before the harm is done: once, over all restarts
     steps/<pid>     a line for each optimizer update: time and step
+    starts/<pid>    when a worker began to load, and then had loaded: time and phase
 """
 
 import contextlib
@@ -53,8 +54,8 @@ class _Injector:
         self._folder = folder
         self._armed = folder / "armed.json"
         self._seen: tuple[int, dict[str, Any] | None] = (0, None)
-        (folder / "steps").mkdir(exist_ok=True)
-        self._log = (folder / "steps" / str(os.getpid())).open("a", buffering=1)
+        self._log = _lines(folder / "steps")
+        self._starts, self._begun = _lines(folder / "starts"), set[str]()
 
     def before(self, function: Callable[[int, Any], None]) -> Callable[[int, Any], None]:
         def beat(step: int, phase: Any) -> None:
@@ -64,6 +65,9 @@ class _Injector:
                 return
             if phase == "update":
                 self._log.write(f"{time.time()} {step}\n")
+            if phase in ("load", "data") and phase not in self._begun:
+                self._begun.add(phase)
+                self._starts.write(f"{time.time()} {phase}\n")
             fault = self._due()
             here = fault and phase == fault["phase"] and int(rank) == fault["rank"]
             if fault and here and step >= fault["step"] and self._claim(fault, step):
@@ -101,6 +105,12 @@ class _Injector:
         elif kind == "torn_checkpoint":
             _tear(Path(fault["run"]))
             os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _lines(folder: Path) -> Any:
+    """A file of this process, to which whole lines are added."""
+    folder.mkdir(exist_ok=True)
+    return (folder / str(os.getpid())).open("a", buffering=1)
 
 
 def _kill_node(raylet: int) -> None:

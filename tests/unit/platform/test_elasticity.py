@@ -62,8 +62,8 @@ def test_growth_looks_ten_minutes_ahead_and_no_further() -> None:
     assert not growth_pays(2, 4, pace=pace, units_per_step=16, steps_left=1_000_000)
 
 
-def failures(*steps: int, charged: bool = True) -> list[Failure]:
-    return [Failure(step, f"worker 0: broke at {step}", charged) for step in steps]
+def failures(*steps: int, charged: bool = True, slack: int = 1) -> list[Failure]:
+    return [Failure(step, f"worker 0: broke at {step}", charged, slack) for step in steps]
 
 
 def test_the_same_step_failing_three_times_ends_the_run_with_its_cause() -> None:
@@ -74,8 +74,14 @@ def test_the_same_step_failing_three_times_ends_the_run_with_its_cause() -> None
 
 
 def test_a_step_that_is_known_roughly_counts_as_the_same() -> None:
-    assert reason_to_give_up(failures(40, 43, 41), most=16, slack=1) is None
-    assert reason_to_give_up(failures(40, 43, 41), most=16, slack=3) is not None
+    assert reason_to_give_up(failures(40, 43, 41), most=16) is None
+    assert reason_to_give_up(failures(40, 43, 41, slack=3), most=16) is not None
+
+
+def test_a_step_that_is_known_well_is_not_blurred_by_one_that_is_not() -> None:
+    vague = failures(40, slack=30)
+    assert reason_to_give_up([*failures(13, 26), *vague], most=16) is None
+    assert reason_to_give_up([*vague, *failures(50, 50)], most=16) is not None
 
 
 def test_a_run_that_moves_on_may_fail_as_often_as_the_recipe_says() -> None:

@@ -24,6 +24,13 @@ def square_sum_of_my_part(scale: float) -> float:
     return exact.square_sum(parts or [torch.zeros(0)], elements=3001)
 
 
+def square_sum_with_broken_elements_on_one_rank(value: float, count: int, rank: int) -> float:
+    mine = torch.ones(64)
+    if dist.get_rank() == rank:
+        mine[:count] = value
+    return exact.square_sum([mine], elements=64 * dist.get_world_size())
+
+
 def slots_of_my_units(values: list[float]) -> float:
     rank, world_size = dist.get_rank(), dist.get_world_size()
     mine = {i: torch.tensor(values[i]) for i in range(rank, len(values), world_size)}
@@ -63,6 +70,20 @@ def test_a_norm_of_nothing_is_zero_and_of_infinity_not_finite() -> None:
     for value in (math.inf, math.nan):
         (found,) = run_group(1, exact.square_sum, [torch.tensor([1.0, value])], elements=2)
         assert not math.isfinite(found)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_a_norm_is_not_finite_whichever_rank_holds_what_is_not(
+    world_size: int, value: float
+) -> None:
+    """A maximum over ranks loses a NaN that is not the first rank's; two of them made a sum that looked right."""
+    for count in (1, 2, 64):
+        for rank in range(world_size):
+            found = run_group(
+                world_size, square_sum_with_broken_elements_on_one_rank, value, count, rank
+            )
+            assert not any(map(math.isfinite, found)), (count, rank, found)
 
 
 def test_losses_are_summed_with_one_rounding_on_any_number_of_ranks() -> None:
