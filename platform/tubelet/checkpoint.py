@@ -34,7 +34,7 @@ class CheckpointConfig:
     keep_every: Annotated[int, Ge(1)] | None = field(default=None, metadata={"resume": "free"})
     """Those at multiples of so many steps stay for good."""
     keep_best: Annotated[int, Ge(0)] = field(default=0, metadata={"resume": "free"})
-    """So many more stay, those with the least held-out loss."""
+    """So many more stay, those with the least held-out loss; each evaluation is then followed by a checkpoint."""
     background: bool = field(default=True, metadata={"resume": "free"})
     """Write while training goes on; false waits for every checkpoint."""
 

@@ -1,5 +1,6 @@
 """Which checkpoints stay: the newest, the best, some for good, and always the last two that can be loaded."""
 
+import math
 from collections.abc import Mapping, Sequence
 
 from clips import storage
@@ -61,6 +62,10 @@ def prune(run: RunDirectory, config: CheckpointConfig) -> list[str]:
 
 
 def _held_out_loss(commit: Commit) -> float | None:
-    """The newest evaluation that a commit carries."""
-    losses = [p["metrics"]["eval/loss"] for p in commit.points if "eval/loss" in p["metrics"]]
-    return losses[-1] if losses else None
+    """Of the evaluation at the checkpoint's own step, if there was one and it gave a number.
+
+    A commit also carries points of earlier steps: those say nothing about this one's weights.
+    """
+    mine = [p["metrics"] for p in commit.points if p["step"] == commit.step]
+    losses = [metrics["eval/loss"] for metrics in mine if "eval/loss" in metrics]
+    return losses[-1] if losses and math.isfinite(losses[-1]) else None

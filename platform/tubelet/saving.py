@@ -8,8 +8,9 @@ threads of the other ranks and a process group of their own
     gathers all hashes; rank 0 writes ``commit.json`` last
 
 so a checkpoint exists for readers, whole, or does not. One save is under way at a time; the next waits for it. A save
-that fails (the disk is full, the store gone) has the same verdict on every rank: nothing is committed, what it held of
-the audit goes with the next, and training goes on.
+that fails (the disk is full, the store gone) has the same verdict on every rank: nothing is committed, its parts are
+removed, what it held of the audit goes with the next, and training goes on. (Parts stay when only the commit failed: a
+store that gives no answer may still have it.)
 
 Costs: the copy, and memory for it (three times the parameters, on the host).
 """
@@ -174,6 +175,12 @@ class Saver:
         failed = [text for _, _, texts in everyone for text in texts]
         pulse.background(step, "commit")
         said = [failed[0] if failed else None]
+        if (
+            self._rank == 0 and failed
+        ):  # everyone has stopped writing: make room where the disk is full
+            with _noting([]):
+                storage.remove(folder)
+                storage.remove(quarantine.uri_of(self._run, name))
         if self._rank == 0 and not failed:
             with _noting(failed):
                 self._commit(step, everyone, contents.points)

@@ -111,9 +111,9 @@ def main(arguments: list[str]) -> int:
     """Train twice, compare, report."""
     asked = config.from_command_line(Chaos, arguments, needs_recipe=False)
     folder = Path(asked.folder).absolute()
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    with world(folder, epochs=EPOCHS) as there:
+    shutil.rmtree(folder / "world", ignore_errors=True)
+    (folder / "world").mkdir(parents=True)
+    with world(folder / "world", epochs=EPOCHS) as there:
         report = Report(asked.seed, left_out=there.missing)
         faults = schedule(asked.seed, without=there.missing)
         terminal.say(f"{len(faults)} faults; first the run without any")

@@ -141,7 +141,7 @@ def test_one_worker_is_the_plain_loop_at_every_step(
     assert_same_series(alone[name].series, known[name].series)
 
 
-@pytest.mark.parametrize("world_size", [2, 3])
+@pytest.mark.parametrize("world_size", [2, 3, 4])
 @pytest.mark.parametrize("name", BATCHES)
 def test_any_number_of_workers_has_the_bits_of_one(
     known: dict[str, Known], alone: dict[str, Trained], name: str, world_size: int, tmp_path: Path

@@ -304,12 +304,13 @@ class World:
     def _fill_disk(self) -> None:
         """Leave no byte on the run's disk until a checkpoint has failed for it."""
         ballast, said = self.storage / "ballast", self.run.path("logs")
+        refused = "could not be saved"
+        before = self._worker_logs().count(refused)
         with contextlib.suppress(OSError), ballast.open("wb") as file:
             while True:
                 file.write(b"x" * (1 << 16))
         deadline = time.time() + 60
-        refused = "could not be saved"
-        while refused not in self._worker_logs():
+        while self._worker_logs().count(refused) == before:
             self._check(deadline, f"a checkpoint that finds no room ({said})")
             time.sleep(0.5)
         ballast.unlink()

@@ -12,7 +12,7 @@ from optimising import small_model, update, whole
 from tubelet import checkpoint, sharding
 from tubelet.checkpoint import CheckpointConfig, DamagedCheckpointError
 from tubelet.optim import OptimConfig, ShardedAdamW
-from tubelet.run_directory import RunDirectory
+from tubelet.run_directory import RunDirectory, checkpoint_name
 from tubelet.saving import Saver
 
 
@@ -64,6 +64,43 @@ def load_small(uri: str, name: str) -> dict[str, Any] | str:
     except DamagedCheckpointError as error:
         return f"DamagedCheckpointError: {error}"
     return _contents(model, optimizer)
+
+
+def move_small(uri: str, name: str, attempt: int) -> dict[str, Any]:
+    """Load a checkpoint and save what it held as another attempt's, at the same step; returns that."""
+    model, optimizer = _sharded()
+    run = RunDirectory(uri)
+    step = checkpoint.load(run, name, model=model, optimizer=optimizer).step
+    saver = Saver(run, attempt=attempt, config=CheckpointConfig())
+    saver.begin(step, model=model, optimizer=optimizer, audit={}, points=[], bad=[])
+    verdict = saver.finish()
+    assert verdict is not None
+    assert verdict.error is None
+    return _contents(model, optimizer)
+
+
+def save_where_one_rank_cannot(uri: str, step: int) -> list[Any]:
+    """Two saves, of which the first fails for the last rank alone.
+
+    Returns:
+        What each rank then knows: both verdicts' errors, whether the first one's folder was there in between.
+    """
+    model, optimizer = _sharded()
+    run, rank = RunDirectory(uri), dist.get_rank()
+    saver = Saver(run, attempt=1, config=CheckpointConfig())
+    folder = Path(run.path("checkpoints", checkpoint_name(step, 1)))
+    if rank == dist.get_world_size() - 1:
+        (folder / f"__{rank}_0.distcp").mkdir(parents=True)
+    dist.barrier()
+    seen: list[Any] = []
+    for number in (step, step + 1):
+        audit = {f"rank-{rank}-step-{number}": b"x"}
+        saver.begin(number, model=model, optimizer=optimizer, audit=audit, points=[], bad=[])
+        verdict = saver.finish()
+        assert verdict is not None
+        seen += [verdict.error, folder.exists()]
+        dist.barrier()
+    return seen
 
 
 class _Bomb:

@@ -185,6 +185,7 @@ class Worker:
             steps is not None and done % steps == 0
             for steps in (every.every_steps, every.keep_every)
         )
+        save |= every.keep_best > 0 and self._plan.timetable.evaluates_after(done)
         return (
             float(self._session.stop_requested()),
             float(save),

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from checkpoints import DAMAGE, load_small, save_small
+from checkpoints import DAMAGE, load_small, move_small, save_small, save_where_one_rank_cannot
 from tubelet import checkpoint
 from tubelet.run_directory import RunDirectory, checkpoint_name
 from workers import run_group
@@ -31,11 +31,54 @@ def test_three_ranks_checkpoint_loads_with_equal_bits_at_another_world_size(
 ) -> None:
     run, expected = saved
     for loaded in run_group(world_size, load_small, run.uri, checkpoint_name(STEP, 1)):
-        for part in ("weights", "exp_avg", "exp_avg_sq"):
-            assert loaded[part].keys() == expected[part].keys()
-            for name, tensor in expected[part].items():
-                assert torch.equal(loaded[part][name], tensor), f"{part} of {name}"
-                assert tensor.any(), "nothing to tell apart"
+        assert_same(loaded, expected)
+
+
+def assert_same(loaded: dict[str, Any], expected: dict[str, Any]) -> None:
+    for part in ("weights", "exp_avg", "exp_avg_sq"):
+        assert loaded[part].keys() == expected[part].keys()
+        for name, tensor in expected[part].items():
+            assert torch.equal(loaded[part][name], tensor), f"{part} of {name}"
+            assert tensor.any(), "nothing to tell apart"
+
+
+def test_bits_stay_the_same_from_four_ranks_to_two_to_three(tmp_path: Path) -> None:
+    run = RunDirectory(str(tmp_path / "run"))
+    run.begin_attempt(ray_run="ray", world_size=4)
+    expected = run_group(4, save_small, run.uri, STEP)[0]
+    run.begin_attempt(ray_run="ray", world_size=2)
+    assert_same(run_group(2, move_small, run.uri, checkpoint_name(STEP, 1), 2)[0], expected)
+    for loaded in run_group(3, load_small, run.uri, checkpoint_name(STEP, 2)):
+        assert_same(loaded, expected)
+
+
+def test_a_checkpoint_that_training_waits_for_has_the_same_content(tmp_path: Path) -> None:
+    run = RunDirectory(str(tmp_path / "run"))
+    save = functools.partial(save_small, background=False)
+    expected = run_group(2, save, run.uri, STEP)[0]
+    assert_same(run_group(1, load_small, run.uri, checkpoint_name(STEP, 1))[0], expected)
+    run_group(2, save_small, run.uri, STEP + 1)
+    commits = [run.commit(checkpoint_name(step, 1)) for step in (STEP, STEP + 1)]
+    shards = [
+        {n: f for n, f in commit.files.items() if n.endswith(".distcp")} for commit in commits
+    ]
+    assert shards[0] == shards[1], "byte for byte"
+
+
+def test_a_save_that_fails_for_one_rank_leaves_nothing_but_its_audit_for_the_next(
+    tmp_path: Path,
+) -> None:
+    run = RunDirectory(str(tmp_path / "run"))
+    seen = run_group(2, save_where_one_rank_cannot, run.uri, STEP)
+    assert seen[0] == seen[1], "one verdict"
+    error, there, next_error, still_there = seen[0]
+    assert error.startswith("IsADirectoryError")
+    assert (there, next_error, still_there) == (False, None, False)
+    (name,) = run.committed()
+    assert name == checkpoint_name(STEP + 1, 1)
+    assert set(run.commit(name).audit) == {
+        f"rank-{rank}-step-{step}" for rank in range(2) for step in (STEP, STEP + 1)
+    }
 
 
 def test_a_commit_lists_every_file_with_its_hash_and_what_every_rank_adds(

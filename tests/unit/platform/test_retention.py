@@ -115,9 +115,7 @@ def test_the_last_two_stay_whatever_is_asked_for() -> None:
     assert superfluous(names(1, 2, 3), CheckpointConfig(keep=2), {}) == names(1)
 
 
-def test_the_best_are_judged_by_the_newest_evaluation_that_their_commit_carries(
-    run: RunDirectory,
-) -> None:
+def test_the_best_are_judged_by_the_evaluation_at_their_own_step(run: RunDirectory) -> None:
     begin(run)
     kept = [
         leave(run, step, 1, loss=loss)
@@ -125,3 +123,18 @@ def test_the_best_are_judged_by_the_newest_evaluation_that_their_commit_carries(
     ]
     assert prune(run, CheckpointConfig(keep=2, keep_best=1)) == [kept[0], kept[2]]
     assert run.begun() == [kept[1], *kept[3:]]
+
+
+def test_a_loss_of_an_earlier_step_or_one_that_is_no_number_makes_no_checkpoint_the_best(
+    run: RunDirectory,
+) -> None:
+    begin(run)
+    best = leave(run, 1, 1, loss=0.3)
+    diverged = leave(run, 2, 1, loss=float("nan"))
+    later = leave(run, 4, 1, loss=0.1)
+    late = run.commit(later)
+    late.points[0]["step"] = 3  # the evaluation was before the checkpoint
+    run.write_json(vars(late), "checkpoints", later, "commit.json")
+    newest = [leave(run, step, 1) for step in (5, 6)]
+    assert prune(run, CheckpointConfig(keep=2, keep_best=1)) == [diverged, later]
+    assert run.begun() == [best, *newest]
