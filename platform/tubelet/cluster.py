@@ -50,9 +50,8 @@ class Cluster:
 
     cpus: float
     gpus: float
-    nodes: int
     local: bool
-    """Started by this process, and ended with it."""
+    """Of this process alone, and ended with it: nobody adds nodes."""
     data_cpus: float = 0.0
     """Those of nodes labelled for decoding."""
 
@@ -74,10 +73,8 @@ def connect(*, trainer_cpus: float, store_bytes: int = _SMALLEST_STORE) -> Clust
         )  # unset means another thing in every entry point
     import ray
 
-    global _started_here
     if not ray.is_initialized():
         environment = {"env_vars": {name: os.environ[name] for name in _EVERYWHERE}}
-        _started_here = not remote
         if remote:
             ray.init(address="auto", runtime_env=environment, logging_level=logging.WARNING)
         else:
@@ -100,13 +97,9 @@ def connect(*, trainer_cpus: float, store_bytes: int = _SMALLEST_STORE) -> Clust
     return Cluster(
         cpus=resources.get("CPU", 0.0),
         gpus=resources.get("GPU", 0.0),
-        nodes=len(nodes()),
-        local=_started_here,
+        local=not remote,
         data_cpus=total("CPU", nodes(labelled=True)),
     )
-
-
-_started_here = False
 
 
 def nodes(*, labelled: bool = False) -> list[dict[str, Any]]:

@@ -89,7 +89,7 @@ def run(job: Job) -> Result:
 
 
 def _workers(job: Job, found: cluster.Cluster) -> tuple[int, int]:
-    """The (smallest, largest) group that leaves a CPU for decoding, on the nodes where workers may be."""
+    """The (smallest, largest) group that the run may have; what this machine alone cannot hold is refused."""
     elastic, decode_cpus = job.recipe.elastic, job.recipe.data.decode_cpus
     if job.recipe.data.decode_nodes == "labelled":
         if not found.data_cpus:
@@ -99,20 +99,23 @@ def _workers(job: Job, found: cluster.Cluster) -> tuple[int, int]:
             )
         found = replace(found, cpus=found.cpus - found.data_cpus)
         decode_cpus = 0.0
+    if (
+        not found.local
+    ):  # nodes may still join: the group waits for them, and says so (membership.scaling)
+        return elastic.min_workers, elastic.max_workers
     sizes: dict[str, Any] = {"cpus_per_worker": elastic.cpus_per_worker, "decode_cpus": decode_cpus}
     cluster.check_room(found, min_workers=elastic.min_workers, **sizes)
     if elastic.device == "cuda" and found.gpus < elastic.min_workers:
         raise UserError(
-            f"elastic.device=cuda, but the cluster has {found.gpus:g} GPUs for elastic.min_workers "
-            f"({elastic.min_workers}): use elastic.device=auto, fewer workers, or add GPUs"
+            f"elastic.device=cuda, but this machine has {found.gpus:g} GPUs for elastic.min_workers "
+            f"({elastic.min_workers}): use elastic.device=auto, or fewer workers"
         )
     most = cluster.room_for(found, max_workers=elastic.max_workers, **sizes)
-    if most < elastic.max_workers and found.nodes == 1:
+    if most < elastic.max_workers:
         terminal.say(
             f"note: {found.cpus:g} CPUs hold {most} of elastic.max_workers ({elastic.max_workers}) beside decoding"
         )
-        return elastic.min_workers, max(most, elastic.min_workers)
-    return elastic.min_workers, elastic.max_workers
+    return elastic.min_workers, max(most, elastic.min_workers)
 
 
 def _store_bytes(job: Job) -> int:

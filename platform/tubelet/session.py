@@ -20,7 +20,7 @@ class ElasticConfig:
     max_workers: Annotated[int, Ge(1)] = field(default=1, metadata={"resume": "free"})
     cpus_per_worker: Annotated[float, Gt(0)] = field(default=1.0, metadata={"resume": "free"})
     device: Literal["auto", "cuda", "cpu"] = field(default="auto", metadata={"resume": "free"})
-    """auto: one GPU per worker where the cluster has any."""
+    """auto: a GPU a worker if the cluster has enough for ``min_workers`` at the start; where none are up yet, cuda."""
     threads: Annotated[int, Ge(1)] = 1
     """CPU threads of a worker; part of the bits of a result, hence fixed."""
     exact: bool | None = None

@@ -20,6 +20,7 @@ from whole_path import WholePath
 
 # MLflow's own use of SQLAlchemy and pandas.
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated"),
     pytest.mark.filterwarnings("ignore:Operation with range is deprecated"),
 ]

@@ -4,6 +4,7 @@ The long form of this is ``make chaos``. Here the quick faults strike one after 
 nodes join is not among them: growth does not pay in a run of twenty seconds.)
 """
 
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -121,6 +122,21 @@ def test_the_terminal_told_what_happened_and_nothing_else(story: Story) -> None:
         assert text in said
     for word in ("ray::", "(pid=", "Traceback", "TrainController"):
         assert word not in said
+
+
+def test_a_run_that_starts_before_its_nodes_do_waits_and_then_trains(story: Story) -> None:
+    there = story.there
+    begun = time.time()
+    there.begin("early", workers=len(there.cluster.raylets()) + 1)
+    log, deadline = there.folder / "early.log", begun + 120
+    while "waiting: the cluster has room for" not in log.read_text():
+        assert time.time() < deadline, log.read_text()
+        time.sleep(0.2)
+    there.cluster.add()
+    there.wait_for_step(1, since=begun, patience_s=120)
+    there.stop()
+    assert [e["event"] for e in there.run.events()][:1] == ["waiting"]
+    assert there.run.attempts()[0].world_size == len(there.cluster.raylets())
 
 
 def _events(story: Story, kind: str) -> list[dict[str, Any]]:

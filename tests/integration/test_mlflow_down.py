@@ -19,6 +19,7 @@ from motion import motion_manifest
 from tubelet.run_directory import RunDirectory
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.cluster,
     pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated"),
 ]

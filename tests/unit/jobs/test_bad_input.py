@@ -465,8 +465,8 @@ def test_gpus_that_are_not_there_are_told(on_two_cpus: dict[str, Ended]) -> None
     case = on_two_cpus["cuda"]
     assert (case.code, case.out) == (2, "")
     assert case.err == (
-        "error: elastic.device=cuda, but the cluster has 0 GPUs for elastic.min_workers (2): "
-        "use elastic.device=auto, fewer workers, or add GPUs\n"
+        "error: elastic.device=cuda, but this machine has 0 GPUs for elastic.min_workers (2): "
+        "use elastic.device=auto, or fewer workers\n"
     )
 
 

@@ -12,7 +12,7 @@ from tubelet.config import UserError
 
 
 def cluster(cpus: float) -> Cluster:
-    return Cluster(cpus=cpus, gpus=0.0, nodes=1, local=True)
+    return Cluster(cpus=cpus, gpus=0.0, local=True)
 
 
 @pytest.mark.parametrize(
