@@ -6,6 +6,7 @@ process (this file as a script), which is told what to do by lines on its standa
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -100,7 +101,8 @@ class Raylets:
         for line in self._process.stdout:
             if line.startswith("{"):
                 return json.loads(line)
-        raise AssertionError(f"the cluster's process has ended; see {self._folder}/raylets.log")
+        said = (self._folder / "raylets.log").read_text(errors="replace")
+        raise AssertionError(f"the cluster's process has ended:\n{said[-3000:]}")
 
 
 def kill_tree(pid: int) -> None:
@@ -111,6 +113,12 @@ def kill_tree(pid: int) -> None:
             process.kill()
     except psutil.NoSuchProcess:
         pass
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 def _serve() -> None:
@@ -124,7 +132,12 @@ def _serve() -> None:
         asked = json.loads(line)
         answer: dict[str, Any] = {}
         if asked["what"] == "head":
-            head = {"num_cpus": 0, "include_dashboard": True, "object_store_memory": 300 << 20}
+            head = {
+                "num_cpus": 0,
+                "include_dashboard": True,
+                "dashboard_port": _free_port(),  # its own fails where another Ray has it
+                "object_store_memory": 300 << 20,
+            }
             cluster = Cluster(initialize_head=True, head_node_args=head)
             answer = {"address": cluster.address}
         elif asked["what"] == "add":
