@@ -35,7 +35,7 @@ from typing import Any
 
 from tubelet import tracking
 from tubelet.refusals import first_line, reason, redact, refusal
-from tubelet.spool import ATTEMPT, Acknowledged, beginning, points_file, read_line
+from tubelet.spool import ATTEMPT, Acknowledged, beginning, points_file, read_line, waiting
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +43,7 @@ SHIP_INTERVAL_S = 1.0
 LONGEST_PAUSE_S = 30.0
 PAUSE_WHILE_ENDING_S = 0.2
 EVENTS_INTERVAL_S = 30.0
+ASIDE_INTERVAL_S = 30.0
 METRICS_PER_BATCH = 500  # the store takes at most 1000
 PATIENCE = {  # the thread has its own way of asking again; a slow server is better than none
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
@@ -65,6 +66,7 @@ class Shipper:
         folder: local folder of the spool.
         events: content of `events.jsonl`, once there is one; asked for in the thread, at the beginning and the end,
             and when attempts have begun.
+        aside: takes the points that wait, now and then while the server does not answer; never raises.
     """
 
     def __init__(
@@ -74,10 +76,12 @@ class Shipper:
         *,
         folder: str | Path,
         events: Callable[[], bytes | None],
+        aside: Callable[[bytes], None] = lambda points: None,
     ) -> None:
         self.run_id = identity.run_id
         """Of the MLflow run; None while nobody knows it."""
         self._uri, self._identity, self._folder, self._read_events = uri, identity, folder, events
+        self._aside, self._aside_due_at = aside, 0.0
         self._client: Any = None
         self._description: tracking.Description | None = None
         self._contents: dict[str, bytes] = {}
@@ -193,6 +197,7 @@ class Shipper:
                     logger.warning("MLflow does not answer, the run waits: %s", first_line(error))
                 self._error = error
                 self._stored = None
+                self._put_aside()
                 pause = min(2 * pause, LONGEST_PAUSE_S)
             else:
                 if self._error is not None:
@@ -209,6 +214,11 @@ class Shipper:
                 self._abandoned.wait(PAUSE_WHILE_ENDING_S)
             elif self._wake.wait(pause):
                 self._wake.clear()
+
+    def _put_aside(self) -> None:
+        if time.monotonic() >= self._aside_due_at:
+            self._aside_due_at = time.monotonic() + ASIDE_INTERVAL_S
+            self._aside(waiting(self._folder, self._identity.key))
 
     def _round(self) -> bool:
         """Bring one thing to the server; False when it has everything."""
@@ -365,12 +375,8 @@ class Shipper:
     # --- in the caller's thread, after the end --------------------------------------------------
 
     def _missing(self) -> list[str]:
-        key, known = self._identity.key, self._known
-        lines: list[bytes] = []
-        if points_file(self._folder, key).exists():
-            with points_file(self._folder, key).open("rb") as file:
-                file.seek(known.bytes)
-                lines = file.readlines()
+        known = self._known
+        lines = waiting(self._folder, self._identity.key).splitlines()
         points = sum(len(read_line(line)["m"]) for line in lines)
         files = sum(known.files.get(name) != _digest(content) for name, content in self._files())
         counts = ((points, "point"), (files, "file"))

@@ -198,6 +198,16 @@ def points_file(folder: str | Path, key: str) -> Path:
     return Path(folder) / f"{key}.jsonl"
 
 
+def waiting(folder: str | Path, key: str) -> bytes:
+    """The lines of the file of points that MLflow is not known to have."""
+    try:
+        with points_file(folder, key).open("rb") as file:
+            file.seek(Acknowledged.read(folder, key).bytes)
+            return file.read()
+    except FileNotFoundError:
+        return b""
+
+
 def beginning(folder: str | Path, key: str) -> str:
     """Hash of the first line of the file of points."""
     with points_file(folder, key).open("rb") as file:

@@ -4,6 +4,7 @@ Nothing here waits for the server but ``meet`` and ``end``, for bounded times, a
 of the user's that shows before it has begun. What MLflow lacks in the end, the same command brings there later.
 """
 
+import contextlib
 import logging
 import uuid
 from pathlib import Path
@@ -14,7 +15,7 @@ from tubelet import config, quarantine, terminal, tracking
 from tubelet.fit import Job, spool_folder
 from tubelet.run_directory import RunDirectory
 from tubelet.shipping import Shipper
-from tubelet.spool import points_file
+from tubelet.spool import points_file, waiting
 
 _log = logging.getLogger(__name__)
 
@@ -52,7 +53,11 @@ class Tracked:
             ),
             folder=self._folder,
             events=self._events,
+            aside=self._put_aside,
         )
+        if self._copy and not self.points.exists() and storage.exists(self._copy):
+            self.points.parent.mkdir(parents=True, exist_ok=True)
+            self.points.write_bytes(storage.read_bytes(self._copy))
 
     def __enter__(self) -> "Tracked":
         """Ask the server whether it is there, and tell the user if not."""
@@ -132,10 +137,27 @@ class Tracked:
                 f"note: MLflow at {tracking.redact(self.uri)} does not have everything of this run "
                 f"({', '.join(missing)}; {self._shipper.trouble}): the same command sends the rest when it answers"
             )
+            self._put_aside(waiting(self._folder, self.key))
+        elif self._copy:
+            with contextlib.suppress(storage.StorageError):  # it is sent again, which does no harm
+                storage.remove(self._copy)
         if self.run_id is not None and self._record.get("mlflow_run_id") != self.run_id:
             self._record["mlflow_run_id"] = self.run_id
             self._directory.write_json(self._record, "run.json")
         return not missing
+
+    @property
+    def _copy(self) -> str | None:
+        """Where a run in a bucket has the points that wait, should this machine be lost."""
+        uri = self._directory.path("spool", f"{self.key}.jsonl")
+        return None if storage.is_local(uri) else uri
+
+    def _put_aside(self, points: bytes) -> None:
+        if self._copy and points:
+            try:
+                storage.write_bytes(self._copy, points)
+            except storage.StorageError:
+                _log.exception("points of %s", self._directory.uri)
 
     def _events(self) -> bytes | None:
         uri = self._directory.path("events.jsonl")
