@@ -32,7 +32,12 @@ Batch = Mapping[str, NDArray[Any]]
 _PATIENCE_S = 600.0
 """How long training waits for a storage that does not answer."""
 _NOTHING: Mapping[int, int] = {}
-_CENTRE: dict[str, Any] = {"time": "centre", "crop": "centre", "flip": False}
+_CENTRE: dict[str, Any] = {
+    "time": "centre",
+    "crop": "centre",
+    "flip": False,
+    "rand_augment": None,
+}
 """Held-out clips are the same at every evaluation."""
 
 
