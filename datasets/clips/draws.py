@@ -13,7 +13,7 @@ from typing import Literal
 
 import numpy as np
 
-Stream = Literal["time", "crop", "flip", "augment", "erase", "mix"]
+Stream = Literal["time", "crop", "flip", "augment", "erase", "mix", "beta"]
 
 _STREAMS: dict[Stream, int] = {
     "time": 0,
@@ -22,6 +22,7 @@ _STREAMS: dict[Stream, int] = {
     "augment": 3,
     "erase": 4,
     "mix": 5,
+    "beta": 6,
 }  # append only: numbers are part of every run
 
 

@@ -17,6 +17,7 @@ from tubelet.rows import LabelConfig
 from tubelet.run_directory import ResumeConfig, RunConfig
 from tubelet.schedules import ScheduleConfig
 from tubelet.session import ElasticConfig
+from tubelet.supervision import AugmentConfig
 from tubelet.timetable import TrackConfig
 from videomae import MaskConfig, ModelConfig
 
@@ -60,6 +61,7 @@ class Finetune:
     head: HeadConfig = field(default_factory=HeadConfig)
     labels: LabelConfig = field(default_factory=LabelConfig)
     data: DataConfig = field(default_factory=DataConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
     decode: DecodeConfig = field(default_factory=DecodeConfig)
     batch: BatchConfig = field(default_factory=BatchConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
@@ -70,6 +72,11 @@ class Finetune:
     resume: ResumeConfig = field(default_factory=ResumeConfig)
 
     def __post_init__(self) -> None:
+        if self.augment.mixes and self.batch.micro * self.data.copies < 2:
+            raise ValueError(
+                "augment.mixup and augment.cutmix mix the clips of a unit with each other, but a unit has one: "
+                "raise batch.micro or data.copies, or set both to 0"
+            )
         if self.data.clip.fps is not None:
             raise ValueError(
                 f"data.clip.fps is {self.data.clip.fps:g}, which is for pretraining: a classifier's model keeps its "

@@ -1,6 +1,7 @@
 """The fine-tuning task: layer rates, losses, sums over held-out clips, fresh models, starting weights."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from clips import Manifest, write_manifest
 from clips.synthetic import CLASSES as DIRECTIONS
 from tubelet import handover
-from tubelet.config import UserError, load
+from tubelet.config import ConfigError, UserError, load
 from tubelet.feed import Unit
 from tubelet.loops import finetune
 from tubelet.loops.finetune import Classifying
@@ -334,3 +335,47 @@ def test_too_few_labels_of_a_class_are_named(of: Callable[..., Finetune], manife
         "labels.per_class: 4 labels per class were asked for, but class 'down' has 3 rows; "
         f"the manifest is {manifest}"
     )
+
+
+# --- what cannot be -------------------------------------------------------------------------------
+
+
+def test_clips_are_not_mirrored_where_left_and_right_are_classes(
+    of: Callable[..., Finetune],
+) -> None:
+    with pytest.raises(UserError) as caught:
+        finetune.job(of("data.clip.flip=true"))
+    assert str(caught.value) == (
+        "data.clip.flip mirrors half of the clips, but a mirrored 'down_left' is a 'down_right': "
+        "set data.clip.flip=false"
+    )
+    mirrored = recipe("data.clip.flip=true")
+    finetune.check_mirrors(mirrored, ["turn right", "bright", "blight", "Left hook", "leftover"])
+    with pytest.raises(
+        UserError, match="a mirrored 'From Left to right' is a 'From Right to left'"
+    ):
+        finetune.check_mirrors(mirrored, ["From Left to right", "From Right to left"])
+
+
+def test_a_unit_of_one_clip_cannot_be_mixed() -> None:
+    for way in ("mixup", "cutmix"):
+        with pytest.raises(
+            ConfigError, match=r"mix the clips of a unit with each other, but a unit"
+        ):
+            recipe(f"augment.{way}=0.8", "batch.micro=1")
+    assert recipe("augment.mixup=0.8", "batch.micro=1", "data.copies=2").augment.mixes
+
+
+def test_a_faster_way_than_the_authors_names_itself(of: Callable[..., Finetune]) -> None:
+    policy = "data.clip.rand_augment=rand-m7-n4-mstd0.5-inc1"
+    assert "deviates" not in finetune.job(of(policy)).notes
+    text = finetune.job(of(policy, "data.clip.rand_augment_on=crop")).notes["deviates"]
+    assert text.startswith("RandAugment on the crops that the model sees, not on whole frames")
+
+
+def test_class_weights_come_from_the_labels_of_the_training_rows(
+    of: Callable[..., Finetune],
+) -> None:
+    made = finetune.job(of("labels.balance=0.99")).loop
+    assert isinstance(made, functools.partial)
+    assert made.keywords["weights"] == pytest.approx([1.0] * 8)  # three videos of each class
