@@ -19,7 +19,7 @@ from tubelet.schedules import ScheduleConfig
 from tubelet.session import ElasticConfig
 from tubelet.supervision import AugmentConfig
 from tubelet.timetable import TrackConfig
-from videomae import MaskConfig, ModelConfig
+from videomae import MaskConfig, Match, ModelConfig
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,9 @@ class HeadConfig:
     dropout: Annotated[float, Ge(0), Lt(1)] = 0.0
     """Before the last layer."""
     init_scale: Annotated[float, Gt(0)] = 0.001
+    match: Match = "all"
+    """How much of what can match of ``init`` must: all of it; body: all but the head, which starts fresh (for other
+    classes); any: whatever fits."""
 
 
 @dataclass(frozen=True)

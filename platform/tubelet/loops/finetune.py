@@ -24,7 +24,7 @@ from tubelet.items import DataPlan
 from tubelet.loops import plans
 from tubelet.loops.optimise import Worker
 from tubelet.optim import layer_scale
-from tubelet.recipes import Finetune
+from tubelet.recipes import Finetune, HeadConfig
 from tubelet.run_directory import RunDirectory
 from tubelet.schedules import effective_lr
 from tubelet.session import Outcome, Session
@@ -55,7 +55,7 @@ def job(recipe: Finetune) -> Job:
     ledger = plan.ledger
     start = "random weights"
     if recipe.head.init:
-        report = load(build(recipe, len(classes)), recipe.head.init)
+        report = load(build(recipe, len(classes)), recipe.head)
         start = f"{recipe.head.init} ({report})"
     return Job(
         kind="finetune",
@@ -86,16 +86,36 @@ def build(recipe: Finetune, classes: int) -> VideoClassifier:
     )
 
 
-def load(model: VideoClassifier, init: str) -> LoadReport:
-    """Fill a classifier's encoder from ``head.init``.
+def load(model: VideoClassifier, head: HeadConfig) -> LoadReport:
+    """Fill a classifier from ``head.init``.
 
     Raises:
-        UserError: there is nothing to load, or it does not fit, with names and shapes.
+        UserError: there is nothing to load, or less fits than ``head.match`` asks for, with names and shapes.
     """
+    assert head.init is not None
     try:
-        return load_pretrained(model, handover.read_weights(init))
+        weights = handover.read_weights(head.init)
     except (ValueError, FileNotFoundError) as error:
-        raise UserError(f"head.init: {init}: {error}") from error
+        raise UserError(f"head.init: {head.init}: {error}") from error
+    try:
+        return load_pretrained(model, weights, match=head.match)
+    except ValueError as error:
+        raise UserError(f"head.init: {head.init}: {error}{_way_out(model, weights)}") from error
+
+
+def _way_out(model: VideoClassifier, weights: Mapping[str, Tensor]) -> str:
+    """What to do about weights that do not fit."""
+    theirs, ours = weights.get("head.bias"), model.head.out_features
+    if theirs is not None and len(theirs) != ours:
+        more = "more" if len(theirs) > ours else "fewer"
+        return (
+            f"\nits head has {len(theirs)} classes, {more} than the {ours} of the data: head.match=body starts with a "
+            "fresh head"
+        )
+    return (
+        "\ngive the model the sizes that the weights have (model.preset and the fields that override it), "
+        "or load what fits with head.match=any"
+    )
 
 
 def no_masks(seeds: NDArray[np.uint64]) -> tuple[Tensor | None, Tensor | None]:
@@ -145,7 +165,7 @@ class Classifying:
         torch.manual_seed(self.recipe.run.seed * 1_000_003 + draw)
         model = build(self.recipe, len(self.classes))
         if self.recipe.head.init:
-            load(model, self.recipe.head.init)
+            load(model, self.recipe.head)
         return model
 
     def blocks(self, model: nn.Module) -> Sequence[nn.Module]:

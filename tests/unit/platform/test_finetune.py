@@ -19,7 +19,7 @@ from tubelet.config import ConfigError, UserError, load
 from tubelet.feed import Unit
 from tubelet.loops import finetune
 from tubelet.loops.finetune import Classifying
-from tubelet.recipes import Finetune
+from tubelet.recipes import Finetune, HeadConfig
 from tubelet.run_directory import Attempt, RunDirectory
 from tubelet.session import Session
 from videomae import (
@@ -235,7 +235,7 @@ def pretrained(folder: Path, config: ModelConfig = MODEL) -> dict[str, Tensor]:
 
 def error_of(init: Path) -> str:
     with pytest.raises(UserError) as caught:
-        finetune.load(build_classifier(MODEL, num_classes=4), str(init))
+        finetune.load(build_classifier(MODEL, num_classes=4), HeadConfig(init=str(init)))
     return str(caught.value)
 
 
@@ -246,6 +246,10 @@ def test_weights_of_another_width_are_named_with_both_shapes(tmp_path: Path) -> 
         f"head.init: {tmp_path}: the weights do not fit the model of preset tiny"
     )
     assert "encoder.blocks.0.norm1.weight is [48], the model has [96]" in text
+    assert text.endswith(
+        "give the model the sizes that the weights have (model.preset and the fields that override it), "
+        "or load what fits with head.match=any"
+    )
 
 
 def test_weights_of_another_depth_are_named(tmp_path: Path) -> None:
@@ -279,6 +283,52 @@ def test_a_half_written_export_is_the_users_mistake_and_named(tmp_path: Path) ->
     pretrained(tmp_path)
     (tmp_path / "model.safetensors").unlink()
     assert "model.safetensors" in error_of(tmp_path)
+
+
+@pytest.mark.parametrize(("classes", "word"), [(9, "more"), (3, "fewer")])
+def test_a_head_of_other_classes_is_counted_and_needs_a_word(
+    tmp_path: Path, classes: int, word: str
+) -> None:
+    state = build_classifier(MODEL, num_classes=classes).state_dict()
+    handover.write(
+        str(tmp_path), state, MODEL, extra={}, class_names=[f"c{i}" for i in range(classes)]
+    )
+    text = error_of(tmp_path)
+    assert f"\n  head.weight is [{classes}, 96], the model has [4, 96]" in text
+    assert text.endswith(
+        f"its head has {classes} classes, {word} than the 4 of the data: head.match=body starts with a fresh head"
+    )
+    model = build_classifier(MODEL, num_classes=4)
+    report = finetune.load(model, HeadConfig(init=str(tmp_path), match="body"))
+    assert report.skipped == ("head.weight", "head.bias")
+    assert torch.equal(model.fc_norm.weight, state["fc_norm.weight"])
+
+
+def test_an_authors_file_starts_a_run_with_its_logits(shared: Path) -> None:
+    """``finetune.pth`` of the authors' code, through the recipe: head.init and nothing else."""
+    folder = shared / "peers" / "official"
+    made = recipe(
+        f"head.init={folder / 'finetune.pth'}",
+        "model.frames=16",
+        "model.image_size=32",
+        "model.patch_size=16",
+        "model.width=48",
+        "model.depth=2",
+        "model.heads=3",
+    )
+    model = finetune.build(made, 7).eval()
+    report = finetune.load(model, made.head)
+    assert str(report) == (
+        "loaded 32 of 32 tensors that can match, 100%; fresh: nothing; not used: nothing"
+    )
+    with np.load(folder / "finetune_io.npz", allow_pickle=False) as theirs:
+        logits = model(torch.from_numpy(theirs["x_bcthw"])).detach().numpy()
+        np.testing.assert_allclose(logits, theirs["logits"], rtol=0, atol=1e-5)
+    report = finetune.load(model, dataclasses.replace(made.head, init=str(folder / "pretrain.pth")))
+    assert str(report).startswith(
+        "loaded 28 of 28 tensors that can match, 100%; fresh: fc_norm.weight"
+    )
+    assert "encoder.norm.weight" in report.unexpected, "as the authors do: gotcha A"
 
 
 # --- the job as a whole ----------------------------------------------------------------------------
