@@ -39,6 +39,9 @@ class Pretrain:
     track: TrackConfig = field(default_factory=TrackConfig)
     resume: ResumeConfig = field(default_factory=ResumeConfig)
 
+    def __post_init__(self) -> None:
+        _check_evaluated(self)
+
 
 @dataclass(frozen=True)
 class HeadConfig:
@@ -75,6 +78,12 @@ class Finetune:
     resume: ResumeConfig = field(default_factory=ResumeConfig)
 
     def __post_init__(self) -> None:
+        _check_evaluated(self)
+        if self.schedule.patience is not None and self.labels.draws > 1:
+            raise ValueError(
+                "schedule.patience ends a run early, and labels.draws trains several one after another: "
+                "set schedule.patience=null or labels.draws=1"
+            )
         if self.augment.mixes and self.batch.micro * self.data.copies < 2:
             raise ValueError(
                 "augment.mixup and augment.cutmix mix the clips of a unit with each other, but a unit has one: "
@@ -84,6 +93,25 @@ class Finetune:
             raise ValueError(
                 f"data.clip.fps is {self.data.clip.fps:g}, which is for pretraining: a classifier's model keeps its "
                 "stride only, and would be evaluated at another pace; use data.clip.stride"
+            )
+
+
+def _check_evaluated(recipe: "Pretrain | Finetune") -> None:
+    """What goes by held-out loss needs some.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if recipe.data.held_out_clips:
+        return
+    for key, on in (
+        ("schedule.patience", recipe.schedule.patience is not None),
+        ("checkpoint.export_best", recipe.checkpoint.export_best),
+        ("checkpoint.keep_best", recipe.checkpoint.keep_best > 0),
+    ):
+        if on:
+            raise ValueError(
+                f"{key} goes by the loss on held-out clips, but data.held_out_clips is 0: raise it, or leave {key} out"
             )
 
 

@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -209,11 +210,13 @@ class Classifying:
             recipe.labels, recipe.augment, len(self.classes), recipe.run.seed, self.weights
         )
 
-    def export(self, state: Mapping[str, Tensor], draw: int) -> None:
-        """Write the model of a draw."""
+    def export(
+        self, state: Mapping[str, Tensor], draw: int, place: str, notes: Mapping[str, Any]
+    ) -> None:
+        """Write a model of a draw."""
         recipe, run = self.recipe, self.session.run
         handover.write(
-            exports(run, recipe.labels.draws)[draw],
+            f"{exports(run, recipe.labels.draws)[draw]}/{place}".rstrip("/"),
             state,
             recipe.model,
             extra={
@@ -222,6 +225,7 @@ class Classifying:
                 "draw": draw + 1,
                 "stride": recipe.data.clip.stride,
                 "sampling": recipe.data.clip.sampling,
+                **notes,
             },
             class_names=self.classes,
         )

@@ -71,4 +71,5 @@ def step_plan(recipe: Pretrain | Finetune, plan: DataPlan) -> Plan:
         checkpoint=recipe.checkpoint,
         max_bad_fraction=recipe.data.max_bad_fraction,
         exact=recipe.elastic.exact,
+        patience=recipe.schedule.patience,
     )

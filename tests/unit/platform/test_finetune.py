@@ -19,7 +19,7 @@ from tubelet.config import ConfigError, UserError, load
 from tubelet.feed import Unit
 from tubelet.loops import finetune
 from tubelet.loops.finetune import Classifying
-from tubelet.recipes import Finetune, HeadConfig
+from tubelet.recipes import Finetune, HeadConfig, Pretrain
 from tubelet.run_directory import Attempt, RunDirectory
 from tubelet.session import Session
 from videomae import (
@@ -213,7 +213,10 @@ def test_draws_from_one_encoder_share_it_and_differ_in_the_head(tmp_path: Path) 
 def test_a_finished_draw_is_exported_with_all_that_prediction_needs(tmp_path: Path) -> None:
     made = task("labels.per_class=1", "labels.draws=2", "data.clip.stride=3", folder=tmp_path)
     state = made.build(1).state_dict()
-    made.export(state, 1)
+    made.export(state, 1, "", {})
+    made.export(state, 1, "best", {"step": 7})
+    best = load_export(tmp_path / "export" / "draw_2" / "best")
+    assert (best.extra["step"], best.extra["sampling"]) == (7, "strided")
     found = load_export(tmp_path / "export" / "draw_2")
     assert not (tmp_path / "export" / "draw_1").exists()
     assert (found.kind, found.config, found.class_names) == ("classifier", MODEL, CLASSES)
@@ -429,3 +432,22 @@ def test_class_weights_come_from_the_labels_of_the_training_rows(
     made = finetune.job(of("labels.balance=0.99")).loop
     assert isinstance(made, functools.partial)
     assert made.keywords["weights"] == pytest.approx([1.0] * 8)  # three videos of each class
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("schedule.patience", 3), ("checkpoint.export_best", "true"), ("checkpoint.keep_best", 1)],
+)
+def test_what_goes_by_held_out_loss_needs_held_out_clips(key: str, value: object) -> None:
+    for kind in (Finetune, Pretrain):
+        with pytest.raises(ConfigError) as caught:
+            load(kind, [], [f"{key}={value}", "data.held_out_clips=0"])
+        assert (
+            f"{key} goes by the loss on held-out clips, but data.held_out_clips is 0: raise it, or leave {key} out"
+            in str(caught.value)
+        )
+
+
+def test_draws_are_not_ended_early() -> None:
+    with pytest.raises(ConfigError, match=r"set schedule\.patience=null or labels\.draws=1"):
+        recipe("schedule.patience=2", "labels.draws=2", "labels.per_class=1")
