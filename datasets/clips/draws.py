@@ -13,12 +13,16 @@ from typing import Literal
 
 import numpy as np
 
-Stream = Literal["time", "crop", "flip"]
+Stream = Literal["time", "crop", "flip", "augment", "erase", "mix", "beta"]
 
 _STREAMS: dict[Stream, int] = {
     "time": 0,
     "crop": 1,
     "flip": 2,
+    "augment": 3,
+    "erase": 4,
+    "mix": 5,
+    "beta": 6,
 }  # append only: numbers are part of every run
 
 
@@ -32,3 +36,13 @@ def below(limit: int, *, word: int) -> int:
     """Map a 64-bit word to 0 .. limit - 1, uniform to within limit / 2**64."""
     assert limit >= 1, limit
     return (word * limit) >> 64
+
+
+def fraction(word: int) -> float:
+    """Map a 64-bit word to a number in [0, 1), one of 2**53 that lie evenly."""
+    return (word >> 11) * 2.0**-53
+
+
+def between(low: float, high: float, *, word: int) -> float:
+    """Map a 64-bit word to a number in [low, high)."""
+    return low + (high - low) * fraction(word)

@@ -3,10 +3,14 @@
 Order of work: open the video, choose the frames and the crop of every clip from its seed, decode
 the frames of all clips in one pass, cut each crop, resize it once. Output is uint8; normalising is
 the model's affair, on its device (a quarter of the bytes). A clip depends on the video, the
-configuration, and its own seed: not on the other clips, the worker, or the order of visits.
+configuration, and its own seed (with `same_frames` also its first copy's): not on the worker, or the order of visits.
+
+RandAugment works on whole frames, before the crop, as the authors have it: then whole frames are read, and the crop is
+cut by `finish`, in the caller's process: not in the one that decodes, whose limits of time and memory are for what
+files do. `rand_augment_on="crop"` is the cheaper way that the authors do not go.
 
 Cost: decoding is 93 % (decode.md). R clips of one pass cost about 1 + 0.23 (R - 1) times one clip
-on Kinetics-like files, with frames and crops all different.
+on Kinetics-like files, with frames and crops all different. RandAugment: see there.
 
 Shapes: R clips, V views, T frames, S input size, H W of a crop, C = 3 (RGB).
 """
@@ -25,7 +29,9 @@ from clips.augment.geometry import (
     even_boxes,
     flip_draw,
     multi_scale_box,
+    random_resized_box,
 )
+from clips.augment.randaugment import augment, draw_steps, parse_policy
 from clips.decode import DEFAULT_DECODE, DecodeConfig, DecodeError, Reader, open_video
 from clips.local_table import Video
 
@@ -38,12 +44,25 @@ class ClipConfig:
     """Distance between two frames of a clip, in frames of the video."""
     fps: float | None = None
     """If set, `stride` counts frames of the video at this rate: videos of all rates then run at one pace."""
+    sampling: Literal["strided", "window", "segments"] = "strided"
+    """Which frames: at the stride exactly (pretraining); spread over a window of frames * stride (the authors' way of
+    fine-tuning); or one of each of equal segments of the whole video (Something-Something; the stride says nothing)."""
     time: Literal["random", "centre"] = "random"
-    """Where a clip starts: anywhere, or so that it lies in the middle."""
-    crop: Literal["multi_scale", "centre"] = "multi_scale"
-    """The authors' random crop, or the largest square in the middle."""
+    """Where a clip starts: anywhere, or so that it lies in the middle (of each segment)."""
+    same_frames: bool = False
+    """All copies of a visit show the frames of its first one (the authors' repeated augmentation)."""
+    crop: Literal["multi_scale", "random_resized", "centre"] = "multi_scale"
+    """The authors' random crop of pretraining, that of fine-tuning, or the largest square in the middle."""
     scales: tuple[float, ...] = MULTI_SCALES
     """Scales of the short side that `multi_scale` chooses from."""
+    area: tuple[float, float] = (0.08, 1.0)
+    """Least and largest share of the frame that `random_resized` takes."""
+    aspect: tuple[float, float] = (0.75, 1.3333)
+    """Least and largest width over height of what it takes."""
+    rand_augment: str | None = None
+    """A policy of RandAugment, spelled as `rand-m7-n4-mstd0.5-inc1`; null for none."""
+    rand_augment_on: Literal["frame", "crop"] = "frame"
+    """Whole frames, before the crop, as the authors have it; or what the model sees, which costs less."""
     flip: bool = False
     """Mirror half of the clips. Not where left and right matter."""
 
@@ -56,8 +75,29 @@ class ClipConfig:
             )
         if self.time not in ("random", "centre"):
             raise ValueError(f"data.time is {self.time!r}; allowed: random, centre")
-        if self.crop not in ("multi_scale", "centre"):
-            raise ValueError(f"data.crop is {self.crop!r}; allowed: multi_scale, centre")
+        if self.crop not in ("multi_scale", "random_resized", "centre"):
+            raise ValueError(
+                f"data.crop is {self.crop!r}; allowed: multi_scale, random_resized, centre"
+            )
+        if self.sampling not in ("strided", "window", "segments"):
+            raise ValueError(
+                f"data.clip.sampling is {self.sampling!r}; allowed: strided, window, segments"
+            )
+        if self.rand_augment_on not in ("frame", "crop"):
+            raise ValueError(
+                f"data.clip.rand_augment_on is {self.rand_augment_on!r}; allowed: frame, crop"
+            )
+        if not 0 < self.area[0] <= self.area[1] <= 1:
+            raise ValueError(
+                f"data.clip.area is {list(self.area)}; it must rise, above 0 and at most to 1"
+            )
+        if not 0 < self.aspect[0] <= self.aspect[1]:
+            raise ValueError(f"data.clip.aspect is {list(self.aspect)}; it must rise, above 0")
+        if self.rand_augment is not None:
+            try:
+                parse_policy(self.rand_augment)
+            except ValueError as error:
+                raise ValueError(f"data.clip.rand_augment: {error}") from error
         if not self.scales or not all(0 < scale <= 1 for scale in self.scales):
             raise ValueError(
                 f"data.scales is {list(self.scales)}; "
@@ -146,11 +186,14 @@ def read_crops(take: Take, source: str | bytes | None = None) -> list[np.ndarray
     """
 
     def boxes(width: int, height: int) -> list[Box]:
+        if _whole_frames(take):
+            return [Box(0, 0, width, height)] * (1 if _shared(take) else len(take.seeds))
         return _boxes(take, width, height)
 
     with _opened(take, source) as reader:
         try:
-            return reader.read(_indices(take, reader), boxes=boxes)
+            wanted = _indices(take, reader)
+            return reader.read(wanted[:1] if _shared(take) else wanted, boxes=boxes)
         except DecodeError as error:
             error.stage = "decoding"
             raise
@@ -172,13 +215,49 @@ def _opened(take: Take, source: str | bytes | None) -> Reader:
 
 
 def finish(take: Take, crops_THWC: list[np.ndarray]) -> np.ndarray:
-    """Return the clips of a take from what `read_crops` gave: resized, mirrored, uint8 [R or V, T, S, S, 3]."""
+    """Return the clips of a take from what `read_crops` gave, uint8 [R or V, T, S, S, 3].
+
+    Augmented, cropped where whole frames were needed for that, resized, mirrored.
+    """
+    if _whole_frames(take):
+        crops_THWC = _augmented_crops(take, crops_THWC)
     clips_RTSSC = _resized(crops_THWC, size=take.size)
+    if take.config.rand_augment and take.config.rand_augment_on == "crop":
+        policy = parse_policy(take.config.rand_augment)
+        for clip, seed in enumerate(take.seeds):
+            steps = draw_steps(policy, seed=seed)
+            clips_RTSSC[clip] = augment(clips_RTSSC[clip], steps)
     if take.config.flip:
         for clip, seed in enumerate(take.seeds):
             if flip_draw(seed=seed):
                 clips_RTSSC[clip] = clips_RTSSC[clip, :, :, ::-1].copy()
     return clips_RTSSC
+
+
+def _whole_frames(take: Take) -> bool:
+    """Whether the clips' crops are cut after they were augmented."""
+    config = take.config
+    return (
+        bool(take.seeds) and config.rand_augment is not None and config.rand_augment_on == "frame"
+    )
+
+
+def _shared(take: Take) -> bool:
+    """Whether whole frames are read once for all copies."""
+    return _whole_frames(take) and take.config.same_frames
+
+
+def _augmented_crops(take: Take, frames_THWC: list[np.ndarray]) -> list[np.ndarray]:
+    """Each clip's crop of its augmented frames."""
+    assert take.config.rand_augment is not None
+    policy = parse_policy(take.config.rand_augment)
+    height, width = frames_THWC[0].shape[1:3]
+    crops: list[np.ndarray] = []
+    for clip, (seed, box) in enumerate(zip(take.seeds, _boxes(take, width, height), strict=True)):
+        whole = frames_THWC[min(clip, len(frames_THWC) - 1)]
+        changed = augment(whole, draw_steps(policy, seed=seed))
+        crops.append(changed[:, box.y : box.y + box.height, box.x : box.x + box.width])
+    return crops
 
 
 def _boxes(take: Take, width: int, height: int) -> list[Box]:
@@ -187,6 +266,9 @@ def _boxes(take: Take, width: int, height: int) -> list[Box]:
         return even_boxes(width, height, crops=take.crops) * take.views
     if take.config.crop == "centre":
         return [centre_box(width, height)] * len(take.seeds)
+    if take.config.crop == "random_resized":
+        limits = {"area": take.config.area, "aspect": take.config.aspect}
+        return [random_resized_box(width, height, seed=seed, **limits) for seed in take.seeds]
     return [
         multi_scale_box(width, height, size=take.size, seed=seed, scales=take.config.scales)
         for seed in take.seeds
@@ -208,13 +290,25 @@ def _times(take: Take, length: int) -> list[np.ndarray]:
     timing: dict[str, int] = {"frames": take.frames, "stride": take.config.stride}
     centre = sampling.centre_indices(length, **timing)
     if take.seeds:
-        if take.config.time == "centre":
-            return [centre] * len(take.seeds)
-        return [sampling.dense_indices(length, seed=seed, **timing) for seed in take.seeds]
+        seeds = take.seeds[:1] * len(take.seeds) if take.config.same_frames else take.seeds
+        return [_time(take, length, seed) for seed in seeds]
     views = [centre]
     if take.views > 1:
         views = list(sampling.view_indices(length, views=take.views, **timing))
     return [view for view in views for _ in range(take.crops)]
+
+
+def _time(take: Take, length: int, seed: int) -> np.ndarray:
+    """Frame indices of the training clip of a seed."""
+    config, frames = take.config, take.frames
+    chance = None if config.time == "centre" else seed
+    if config.sampling == "segments":
+        return sampling.segment_indices(length, frames=frames, seed=chance)
+    if config.sampling == "window":
+        return sampling.window_indices(length, frames=frames, stride=config.stride, seed=chance)
+    if chance is None:
+        return sampling.centre_indices(length, frames=frames, stride=config.stride)
+    return sampling.dense_indices(length, frames=frames, stride=config.stride, seed=chance)
 
 
 def resize(frames_THWC: np.ndarray, *, size: int, out: np.ndarray | None = None) -> np.ndarray:

@@ -217,6 +217,18 @@ class Manifest:
         found = [pc.index_in(piece, value_set=known) for piece in self.rows.column("label")]
         return pa.chunked_array(found).fill_null(-1).to_numpy().astype(np.int64)
 
+    def label_pairs(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return (rows, class indices), int64, sorted: each label of each row once, be it in `label` or `labels`."""
+        single = self.label_indices()
+        rows, classes = [np.flatnonzero(single >= 0)], [single[single >= 0]]
+        known, first = pa.array(self.classes, pa.string()), 0
+        for piece in self.rows.column("labels"):
+            rows.append(first + pc.list_parent_indices(piece).to_numpy())
+            classes.append(pc.index_in(pc.list_flatten(piece), value_set=known).to_numpy())
+            first += len(piece)
+        pairs = np.concatenate(rows) * len(self.classes) + np.concatenate(classes)
+        return np.divmod(np.unique(pairs.astype(np.int64)), max(1, len(self.classes)))
+
     def _named(self) -> str:
         return storage.redact(self.uri) if self.uri else f"of {storage.redact(self.root)}"
 

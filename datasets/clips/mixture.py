@@ -74,6 +74,16 @@ class Mixture:
             ]
         )
 
+    def label_pairs(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return (rows, class indices), int64: one pair for each label of each row."""
+        pairs = [part.label_pairs() for part in self.parts]
+        rows = [first + of for first, (of, _) in zip(self.starts, pairs, strict=False)]
+        classes = [
+            _translation(part.classes, self.classes)[of]
+            for part, (_, of) in zip(self.parts, pairs, strict=True)
+        ]
+        return np.concatenate(rows), np.concatenate(classes)
+
     def local_table(self, cache_dir: str) -> "MixedTable":
         """Return the look-up of all rows; every part has its memory-mapped file in `cache_dir`."""
         return MixedTable([part.local_table(cache_dir) for part in self.parts], self.classes)

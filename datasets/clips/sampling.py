@@ -5,6 +5,11 @@ video is too short, the last frame that the stride can reach is held. *Centre* a
 deterministic forms for evaluation: one clip in the middle, or several spread evenly over the whole
 video.
 
+*Windows* and *segments* are the authors' for fine-tuning. A window of frames * stride frames lies anywhere, and the
+clip's frames lie evenly from its first to its last, so a little further apart than the stride. Segments (TSN's, for
+Something-Something) part the whole video into equal pieces and take one frame of each, whatever the stride. Both have
+a form without chance, which is V2's.
+
 *Resampling* comes before them where a clip's pace is wanted in seconds: it gives the frames of the
 video at another rate, and the stride then counts those.
 
@@ -37,6 +42,43 @@ def centre_indices(length: int, *, frames: int, stride: int) -> np.ndarray:
     _check(length, frames, stride)
     start = max(0, length - frames * stride) // 2
     return strided_indices(length, start=start, frames=frames, stride=stride)
+
+
+def window_indices(length: int, *, frames: int, stride: int, seed: int | None) -> np.ndarray:
+    """Return the indices [frames] spread over a window of `frames * stride` frames.
+
+    The window is anywhere, or without a seed in the middle. A shorter video is covered at the stride, and its last
+    frame is held.
+    """
+    _check(length, frames, stride)
+    window = frames * stride
+    if length <= window:
+        reached = length // stride
+        spread = np.concatenate(
+            [np.linspace(0, length, reached), np.full(frames - reached, length)]
+        )
+        return np.clip(spread, 0, length - 1).astype(np.int64)
+    start = (length - window) // 2
+    if seed is not None:
+        (word,) = draw_words(seed, stream="time", count=1)
+        start = below(length - window, word=word)
+    end = start + window
+    return np.clip(np.linspace(start, end, frames), start, end - 1).astype(np.int64)
+
+
+def segment_indices(length: int, *, frames: int, seed: int | None) -> np.ndarray:
+    """Return one index of each of `frames` equal segments [frames]: anywhere in it, or without a seed its middle.
+
+    A video of fewer frames is shown whole, after its first frame is held.
+    """
+    _check(length, frames, 1)
+    if length < frames:
+        return np.maximum(np.arange(frames, dtype=np.int64) - (frames - length), 0)
+    if seed is None:
+        return ((np.arange(frames) + 0.5) * (length / frames)).astype(np.int64)
+    piece = length // frames
+    words = draw_words(seed, stream="time", count=frames)
+    return np.array([k * piece + below(piece, word=word) for k, word in enumerate(words)], np.int64)
 
 
 def view_indices(length: int, *, frames: int, stride: int, views: int) -> np.ndarray:

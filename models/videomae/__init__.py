@@ -22,7 +22,7 @@ from videomae.patches import (
 )
 from videomae.presets import PRESETS, ModelConfig
 from videomae.pretraining import Reconstruction, VideoMAE, build_pretraining
-from videomae.weights import LoadReport, load_pretrained, read_state_dict
+from videomae.weights import LoadReport, Match, load_pretrained, read_state_dict
 from videomae.weights.export import Export, load_export, save_export
 
 __all__ = [
@@ -30,6 +30,7 @@ __all__ = [
     "Export",
     "LoadReport",
     "MaskConfig",
+    "Match",
     "ModelConfig",
     "Pooling",
     "Reconstruction",

@@ -35,6 +35,8 @@ class CheckpointConfig:
     """Those at multiples of so many steps stay for good."""
     keep_best: Annotated[int, Ge(0)] = field(default=0, metadata={"resume": "free"})
     """So many more stay, those with the least held-out loss; each evaluation is then followed by a checkpoint."""
+    export_best: bool = field(default=False, metadata={"resume": "free"})
+    """Export the model of the least held-out loss to ``export/best`` (the averaged one, with ``optim.ema``)."""
     background: bool = field(default=True, metadata={"resume": "free"})
     """Write while training goes on; false waits for every checkpoint."""
 

@@ -227,14 +227,21 @@ def _watch(
                     directory.request_stop(attempt.number, received[0])
                     asked = attempt.number
         watch.look(bar)
-    return _finish(directory, fit, watch, tracked, stopped_by=received)
+    patience = job.recipe.schedule.patience
+    return _finish(directory, fit, watch, tracked, stopped_by=received, patience=patience)
 
 
 # --- after -----------------------------------------------------------------------------------------
 
 
 def _finish(
-    directory: RunDirectory, fit: Fit, watch: Watch, tracked: Tracked, *, stopped_by: list[str]
+    directory: RunDirectory,
+    fit: Fit,
+    watch: Watch,
+    tracked: Tracked,
+    *,
+    stopped_by: list[str],
+    patience: int | None,
 ) -> Result:
     from tubelet.worker import read_outcome
 
@@ -244,8 +251,11 @@ def _finish(
     tracked.keep_quarantine()
     where, log = storage.redact(directory.uri), _log_file(directory)
     if fit.error is None and outcome and outcome.kind == "finished":
-        directory.write_json({"step": outcome.step, "tracked": False}, "finished.json")
+        early = {"patience": patience} if outcome.message else {}
+        directory.write_json({"step": outcome.step, **early, "tracked": False}, "finished.json")
         code, message = DONE, f"finished after {outcome.step} steps; results in {where}"
+        if outcome.message:
+            message += f"; {outcome.message} (schedule.patience)"
     elif stopped_by or (outcome and outcome.kind == "stopped"):
         tip = directory.resume_point(directory.newest_attempt())
         at = f"at step {tip.step}" if tip else "at its beginning"
@@ -275,8 +285,8 @@ def _finish(
     directory.record_event("end", code=code, message=message)
     statuses: dict[int, tracking.Status] = {DONE: "FINISHED", INTERRUPTED: "KILLED"}
     complete = tracked.end(statuses.get(code, "FAILED"))
-    if code == DONE and outcome and complete:
-        directory.write_json({"step": outcome.step}, "finished.json")
+    if code == DONE and complete:
+        resuming.everything_tracked(directory)
     return Result(code, directory, tracked.uri, tracked.run_id, message, watch.newest)
 
 
@@ -294,7 +304,7 @@ def _ship_rest(
         complete = tracked.end("FINISHED", limit_s=None)
     code, message = INTERRUPTED, f"{where} is finished after {steps} steps, but for MLflow"
     if complete and here:
-        directory.write_json({"step": steps}, "finished.json")
+        resuming.everything_tracked(directory)
         code = DONE
         message = f"MLflow now has everything of {where}, finished after {steps} steps"
     elif complete:

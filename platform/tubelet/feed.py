@@ -36,6 +36,8 @@ class Unit:
     """float32: 1 for clips that count, 0 for padding and clips that could not be decoded."""
     label_B: Tensor
     """int64; -1 without a label."""
+    labels_BK: Tensor | None = None
+    """uint8, 1 for each of a clip's classes, where it may have several."""
     mask_BN: Tensor | None = None
     """On the CPU, where the model turns masks into indices."""
     decoder_mask_BN: Tensor | None = None
@@ -68,7 +70,7 @@ class Received:
         }
 
 
-_TRANSPORT = ("frames", "item", "attempt", "decode_s", "read_bytes", "requests")
+_TRANSPORT = ("frames", "labels", "item", "attempt", "decode_s", "read_bytes", "requests")
 
 MaskMaker = Callable[[NDArray[np.uint64]], tuple[Tensor | None, Tensor | None]]
 """From the clips' seeds to the encoder's and the decoder's mask."""
@@ -168,18 +170,24 @@ class Feed:
         seeds = clip_seeds(self._plan.ledger.seed, source, "mask")
         item = self._plan.timetable.item(expected)
         self.quarantine.admit(item, source, self._plan.table)
-        return self._unit(item.number, batch["frames"], source, seeds)
+        return self._unit(item.number, batch["frames"], source, seeds, batch.get("labels"))
 
     def _dummy(self) -> Unit:
         """A unit that weighs nothing: ranks without work still take part in the collectives."""
         plan, count = self._plan, self._plan.clips_per_unit
         frames = np.zeros((count, plan.frames, plan.size, plan.size, 3), np.uint8)
         source = {"valid": np.zeros(count, bool), "label": np.full(count, -1, np.int64)}
-        unit = self._unit(0, frames, source, np.zeros(count, np.uint64))
+        labels = np.zeros((count, plan.classes), np.uint8) if plan.classes else None
+        unit = self._unit(0, frames, source, np.zeros(count, np.uint64), labels)
         return Unit(**{**vars(unit), "source": {}})
 
     def _unit(
-        self, number: int, frames: NDArray[Any], source: Batch, seeds: NDArray[np.uint64]
+        self,
+        number: int,
+        frames: NDArray[Any],
+        source: Batch,
+        seeds: NDArray[np.uint64],
+        labels: NDArray[Any] | None,
     ) -> Unit:
         mask, decoder_mask = self._make_masks(seeds)
         frames = frames.copy()
@@ -189,6 +197,7 @@ class Feed:
             frames_BTHWC=torch.from_numpy(frames).to(self._device),
             valid_B=torch.from_numpy(source["valid"].astype(np.float32)).to(self._device),
             label_B=torch.from_numpy(source["label"].astype(np.int64)).to(self._device),
+            labels_BK=None if labels is None else torch.from_numpy(labels.copy()).to(self._device),
             mask_BN=mask,
             decoder_mask_BN=decoder_mask,
             source=source,

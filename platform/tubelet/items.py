@@ -32,7 +32,12 @@ Batch = Mapping[str, NDArray[Any]]
 _PATIENCE_S = 600.0
 """How long training waits for a storage that does not answer."""
 _NOTHING: Mapping[int, int] = {}
-_CENTRE: dict[str, Any] = {"time": "centre", "crop": "centre", "flip": False}
+_CENTRE: dict[str, Any] = {
+    "time": "centre",
+    "crop": "centre",
+    "flip": False,
+    "rand_augment": None,
+}
 """Held-out clips are the same at every evaluation."""
 
 
@@ -130,6 +135,8 @@ class DataPlan:
     """Height and width of a clip, pixels."""
     cache: Cache | None = None
     """Of remote videos, on each node."""
+    classes: int = 0
+    """How many, where a clip may have several labels; 0 where it has one."""
 
     @property
     def clips_per_unit(self) -> int:
@@ -182,6 +189,7 @@ def load_item(plan: DataPlan, item: Item, *, out: Mapping[int, int] = _NOTHING) 
     count = plan.clips_per_unit
     frames = np.zeros((count, plan.frames, plan.size, plan.size, 3), np.uint8)
     label = np.full(count, -1, np.int64)
+    labels = np.zeros((count, plan.classes), np.uint8)
     reason, kind, stage = (np.full(count, "", dtype=object) for _ in range(3))
     together = 1 if item.held_out else plan.copies
     config = dataclasses.replace(plan.clip, **_CENTRE) if item.held_out else plan.clip
@@ -192,6 +200,9 @@ def load_item(plan: DataPlan, item: Item, *, out: Mapping[int, int] = _NOTHING) 
         here = slice(start, start + together)
         video = plan.table.video(int(source["row"][start]))
         label[here] = -1 if video.label is None else video.label
+        if plan.classes:
+            own = set(video.labels) | ({video.label} if video.label is not None else set())
+            labels[here, sorted(own)] = 1
         take = Take(
             video,
             config,
@@ -211,7 +222,8 @@ def load_item(plan: DataPlan, item: Item, *, out: Mapping[int, int] = _NOTHING) 
             if error.kind in HARMFUL:
                 _met[1].setdefault(video.row, plan.ledger.epoch_after(item.step))
     failure = {"reason": reason, "kind": kind, "stage": stage}
-    return {**source, **failure, "frames": frames, "label": label}
+    several = {"labels": labels} if plan.classes else {}
+    return {**source, **failure, **several, "frames": frames, "label": label}
 
 
 def is_out(row: int, step: int, out: Mapping[int, int]) -> bool:

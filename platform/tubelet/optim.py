@@ -5,13 +5,16 @@ update itself. All of AdamW is element-wise, so it runs here on each rank's loca
 are handed to checkpoints as ``DTensor`` again, which is what lets them load at another world size.
 """
 
+import contextlib
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import torch
-from annotated_types import Ge, Gt
+from annotated_types import Ge, Gt, Lt
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from tubelet import exact
@@ -35,6 +38,9 @@ class OptimConfig:
     """Largest norm of the whole gradient; null never clips."""
     layer_decay: Annotated[float, Gt(0)] | None = None
     """Fine-tuning: learning rate of a layer relative to the one above it (null: the same for all)."""
+    ema: Annotated[float, Gt(0), Lt(1)] | None = None
+    """Keep an average of the weights too, which moves by 1 - ema of the way at each step (the authors: 0.9999); it is
+    evaluated beside them, and exported to ``export/ema``."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of matrix products; auto is bfloat16 on CUDA and float32 elsewhere. Weights and sums stay float32."""
 
@@ -76,6 +82,10 @@ class ShardedAdamW:
             key = (decays(name, parameter), scales.get(name, 1.0))
             groups.setdefault(key, []).append(self._local[name])
         self._config = config
+        self._sharded = [m for m in model.modules() if isinstance(m, FSDPModule)]
+        self._ema: dict[str, Tensor] | None = None
+        if config.ema is not None:
+            self._ema = {name: p.detach().clone() for name, p in self._local.items()}
         self._adamw = torch.optim.AdamW(
             [{"params": ps, "decays": d, "scale": s} for (d, s), ps in groups.items()],
             betas=(config.beta1, config.beta2),
@@ -108,16 +118,50 @@ class ShardedAdamW:
             group["lr"] = lr * group["scale"]
             group["weight_decay"] = weight_decay if group["decays"] else 0.0
         self._adamw.step()
+        if self._ema is not None:
+            assert self._config.ema is not None
+            weights: list[Tensor] = list(self._local.values())
+            torch._foreach_lerp_(list(self._ema.values()), weights, 1 - self._config.ema)
         for name, parameter in self._named.items():
             self._local[name].grad = parameter.grad = None
 
+    @property
+    def averages(self) -> bool:
+        """Whether an average of the weights is kept."""
+        return self._ema is not None
+
+    @contextlib.contextmanager
+    @torch.no_grad()
+    def averaged(self) -> Iterator[None]:
+        """Put the averaged weights in the place of the model's own meanwhile; the latter come back bit by bit."""
+        assert self._ema is not None
+        weights: list[Tensor] = list(self._local.values())
+        average = list(self._ema.values())
+        own = [w.clone() for w in weights]
+        self._exchange(weights, average)
+        try:
+            yield
+        finally:
+            self._exchange(weights, own)
+
+    def _exchange(self, weights: list[Tensor], others: list[Tensor]) -> None:
+        """Give the model other weights, and have it forget what it gathered of the old ones."""
+        torch._foreach_copy_(weights, others)
+        for module in self._sharded:
+            module.reshard()
+
     def moments(self) -> dict[str, dict[str, Tensor]]:
-        """First and second moments by parameter name, sharded like the parameters; zeros before the first step."""
+        """Averages over steps, by parameter name, sharded like the parameters; those that a checkpoint holds.
+
+        First and second moments, zeros before the first step; with ``optim.ema`` that of the weights.
+        """
         out: dict[str, dict[str, Tensor]] = {"exp_avg": {}, "exp_avg_sq": {}}
         for name, parameter in self._named.items():
             state = self._state(name)
             for key, tensors in out.items():
                 tensors[name] = _like(state[key], parameter)
+        if self._ema is not None:
+            out["ema"] = {n: _like(self._ema[n], p) for n, p in self._named.items()}
         return out
 
     def set_step(self, step: int) -> None:

@@ -17,8 +17,9 @@ from tubelet.rows import LabelConfig
 from tubelet.run_directory import ResumeConfig, RunConfig
 from tubelet.schedules import ScheduleConfig
 from tubelet.session import ElasticConfig
+from tubelet.supervision import AugmentConfig
 from tubelet.timetable import TrackConfig
-from videomae import MaskConfig, ModelConfig
+from videomae import MaskConfig, Match, ModelConfig
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,9 @@ class Pretrain:
     track: TrackConfig = field(default_factory=TrackConfig)
     resume: ResumeConfig = field(default_factory=ResumeConfig)
 
+    def __post_init__(self) -> None:
+        _check_evaluated(self)
+
 
 @dataclass(frozen=True)
 class HeadConfig:
@@ -49,6 +53,9 @@ class HeadConfig:
     dropout: Annotated[float, Ge(0), Lt(1)] = 0.0
     """Before the last layer."""
     init_scale: Annotated[float, Gt(0)] = 0.001
+    match: Match = "all"
+    """How much of what can match of ``init`` must: all of it; body: all but the head, which starts fresh (for other
+    classes); any: whatever fits."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +67,7 @@ class Finetune:
     head: HeadConfig = field(default_factory=HeadConfig)
     labels: LabelConfig = field(default_factory=LabelConfig)
     data: DataConfig = field(default_factory=DataConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
     decode: DecodeConfig = field(default_factory=DecodeConfig)
     batch: BatchConfig = field(default_factory=BatchConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
@@ -70,10 +78,40 @@ class Finetune:
     resume: ResumeConfig = field(default_factory=ResumeConfig)
 
     def __post_init__(self) -> None:
+        _check_evaluated(self)
+        if self.schedule.patience is not None and self.labels.draws > 1:
+            raise ValueError(
+                "schedule.patience ends a run early, and labels.draws trains several one after another: "
+                "set schedule.patience=null or labels.draws=1"
+            )
+        if self.augment.mixes and self.batch.micro * self.data.copies < 2:
+            raise ValueError(
+                "augment.mixup and augment.cutmix mix the clips of a unit with each other, but a unit has one: "
+                "raise batch.micro or data.copies, or set both to 0"
+            )
         if self.data.clip.fps is not None:
             raise ValueError(
                 f"data.clip.fps is {self.data.clip.fps:g}, which is for pretraining: a classifier's model keeps its "
                 "stride only, and would be evaluated at another pace; use data.clip.stride"
+            )
+
+
+def _check_evaluated(recipe: "Pretrain | Finetune") -> None:
+    """What goes by held-out loss needs some.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if recipe.data.held_out_clips:
+        return
+    for key, on in (
+        ("schedule.patience", recipe.schedule.patience is not None),
+        ("checkpoint.export_best", recipe.checkpoint.export_best),
+        ("checkpoint.keep_best", recipe.checkpoint.keep_best > 0),
+    ):
+        if on:
+            raise ValueError(
+                f"{key} goes by the loss on held-out clips, but data.held_out_clips is 0: raise it, or leave {key} out"
             )
 
 

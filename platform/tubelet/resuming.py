@@ -79,7 +79,11 @@ def resumed(directory: RunDirectory, job: Job) -> dict[str, Any]:
     if finished and is_finished(directory, job) and finished.get("tracked", True):
         raise UserError(
             f"{where} is finished ({finished['step']} steps): choose another run.name, run.fresh=true to delete it, "
-            f"or train on with more epochs: schedule.epochs=N 'resume.allow=[schedule.epochs]'"
+            + (
+                "or train on with more patience: schedule.patience=null"
+                if "patience" in finished
+                else "or train on with more epochs: schedule.epochs=N 'resume.allow=[schedule.epochs]'"
+            )
         )
     record["recipe"], record["plan"] = now, plan_of(job)
     return record
@@ -88,7 +92,19 @@ def resumed(directory: RunDirectory, job: Job) -> dict[str, Any]:
 def is_finished(directory: RunDirectory, job: Job) -> bool:
     """Whether the run has made all the steps that this job asks for; MLflow may still lack some of it."""
     finished = directory.read_json("finished.json")
-    return finished is not None and finished["step"] >= job.plan.ledger.steps
+    if finished is None:
+        return False
+    patience = job.recipe.schedule.patience
+    early = "patience" in finished and patience is not None and patience <= finished["patience"]
+    return finished["step"] >= job.plan.ledger.steps or early
+
+
+def everything_tracked(directory: RunDirectory) -> None:
+    """Note that MLflow has all of a finished run."""
+    finished = directory.read_json("finished.json")
+    assert finished is not None
+    finished.pop("tracked", None)
+    directory.write_json(finished, "finished.json")
 
 
 def plan_of(job: Job) -> dict[str, Any]:

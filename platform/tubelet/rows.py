@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 import numpy as np
-from annotated_types import Ge, Lt
+from annotated_types import Ge, Le, Lt
 from numpy.typing import NDArray
 
 from clips import Manifest, Mixture, read_manifest
@@ -33,8 +33,16 @@ class LabelConfig:
     draws: Annotated[int, Ge(1)] = 1
     """Independent draws, trained one after another in one run from the same start."""
     smoothing: Annotated[float, Ge(0), Lt(1)] = 0.1
+    several: bool = False
+    """A video may have several labels (the manifest's column ``labels``): binary cross-entropy of every class."""
+    balance: Annotated[float, Ge(0), Le(1)] | None = None
+    """Weigh classes in the loss: beta of Cui et al. 2019, such as 0.999; 1 is the inverse of a class's labels."""
 
     def __post_init__(self) -> None:
+        if self.several and self.per_class is not None:
+            raise ValueError(
+                "labels.per_class draws videos with one label each, but labels.several is true: set it to null"
+            )
         if self.draws > 1 and self.per_class is None:
             raise ValueError(
                 "labels.draws above 1 needs labels.per_class: without it every draw is the same"
@@ -147,6 +155,12 @@ def evaluation_rows(held_out: Rows, *, clips: int, seed: int) -> Rows:
     return held_out[permute(np.arange(count), len(held_out), seed, -1)] if count else held_out[:0]
 
 
+def label_counts(data_set: Manifest | Mixture, training: Rows) -> Rows:
+    """How many labels of each class the training rows have."""
+    rows, classes = data_set.label_pairs()
+    return np.bincount(classes[np.isin(rows, training)], minlength=len(data_set.classes))
+
+
 def draws_of(
     data_set: Manifest | Mixture, training: Rows, *, labels: LabelConfig, seed: int
 ) -> tuple[Rows, ...]:
@@ -155,12 +169,19 @@ def draws_of(
     Raises:
         UserError: rows without a label, too few of a class, or few labels asked of a mixture.
     """
-    unlabelled = int((data_set.label_indices()[training] < 0).sum())
-    if unlabelled:
-        raise UserError(
-            f"{unlabelled} of the {len(training)} training rows of {data_set.uri} have no label: "
-            f"make the manifest with labels=folders, or from a list file with labels"
-        )
+    unlabelled = data_set.label_indices()[training] < 0
+    if unlabelled.any():
+        labelled = np.isin(training[unlabelled], data_set.label_pairs()[0])
+        if not labels.several and labelled.any():
+            raise UserError(
+                f"{int(labelled.sum())} of the {len(training)} training rows of {data_set.uri} have several labels: "
+                "labels.several=true trains on them"
+            )
+        if not labelled.all():
+            raise UserError(
+                f"{int((~labelled).sum())} of the {len(training)} training rows of {data_set.uri} have no label: "
+                f"make the manifest with labels=folders, or from a list file with labels"
+            )
     if labels.per_class is None:
         return (training,)
     if isinstance(data_set, Mixture):

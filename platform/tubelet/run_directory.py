@@ -84,6 +84,8 @@ class Commit:
     """The same for the audit files (names in ``audit/``) of the steps since the attempt's previous commit."""
     points: list[dict[str, Any]]
     """Metrics of those steps, and of earlier ones that may not have reached the controller when the workers died."""
+    best: dict[str, Any] = field(default_factory=dict)
+    """The least held-out loss so far, as keywords of ``best.Best``."""
     version: int = FORMAT_VERSION
 
     @property

@@ -37,6 +37,8 @@ from tubelet.run_directory import Commit, RunDirectory, checkpoint_name
 
 _log = logging.getLogger(__name__)
 
+_NOTHING: Mapping[str, Any] = {}
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -56,6 +58,7 @@ class _Contents:
     audit: Mapping[str, bytes]
     points: Sequence[dict[str, Any]]
     bad: Sequence[Entry]
+    best: Mapping[str, Any]
 
 
 class Saver:
@@ -99,6 +102,7 @@ class Saver:
         audit: Mapping[str, bytes],
         points: Sequence[dict[str, Any]],
         bad: Sequence[Entry],
+        best: Mapping[str, Any] = _NOTHING,
     ) -> Verdict | None:
         """Copy the state and have it written; returns the verdict on the save before, if one was under way.
 
@@ -109,13 +113,14 @@ class Saver:
             audit: this rank's audit files since the last call, name -> content.
             points: rank 0's metrics that are not certain to have arrived elsewhere.
             bad: what is known of videos that could not be decoded.
+            best: how good the run has been on held-out clips.
         """
         before = self.finish()
         pulse.beat(step, "stage")
         begun = time.monotonic()
         state = self._stager.stage(checkpoint.state_of(model, optimizer))
         self._audit |= audit
-        contents = _Contents(dict(self._audit), list(points), list(bad))
+        contents = _Contents(dict(self._audit), list(points), list(bad), dict(best))
         arguments = (step, state, contents, begun)
         if self._config.background:
             self._thread = threading.Thread(
@@ -183,7 +188,7 @@ class Saver:
                 storage.remove(quarantine.uri_of(self._run, name))
         if self._rank == 0 and not failed:
             with _noting(failed):
-                self._commit(step, everyone, contents.points)
+                self._commit(step, everyone, contents.points, contents.best)
             said = [failed[0] if failed else None]
         dist.broadcast_object_list(said, src=0, group=self._group)
         if said[0] is None:
@@ -195,7 +200,13 @@ class Saver:
             _log.warning("step %d could not be saved: %s", step, said[0])
         return said[0]
 
-    def _commit(self, step: int, everyone: list[Any], points: Sequence[dict[str, Any]]) -> None:
+    def _commit(
+        self,
+        step: int,
+        everyone: list[Any],
+        points: Sequence[dict[str, Any]],
+        best: Mapping[str, Any],
+    ) -> None:
         commit = Commit(
             step=step,
             attempt=self._attempt,
@@ -203,6 +214,7 @@ class Saver:
             files={name: entry for files, _, _ in everyone for name, entry in files.items()},
             audit={name: entry for _, files, _ in everyone for name, entry in files.items()},
             points=list(points),
+            best=dict(best),
         )
         self._run.write_json(vars(commit), "checkpoints", commit.name, "commit.json")
 

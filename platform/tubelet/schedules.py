@@ -6,7 +6,7 @@ reaching it, as the authors' scheduler does (its step count is the denominator).
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated
 
 from annotated_types import Ge
@@ -20,6 +20,8 @@ class ScheduleConfig:
     """Passes over the training rows."""
     warmup_epochs: Annotated[float, Ge(0)] = 40
     """Epochs in which the learning rate rises from 0 to its peak."""
+    patience: Annotated[int, Ge(1)] | None = field(default=None, metadata={"resume": "free"})
+    """End the run after so many evaluations in a row that were no better than the best before them; null: never."""
 
 
 def effective_lr(lr: float, batch: int) -> float:

@@ -76,7 +76,7 @@ def updated(steps: int, *, sharded: bool) -> dict[str, Any]:
     if sharded:
         mesh = init_device_mesh("cpu", (dist.get_world_size(),))
         sharding.shard(model, blocks=[], mesh=mesh, bfloat16=False)
-    optimizer = ShardedAdamW(model, config=OptimConfig(), scales={"first.weight": 0.5})
+    optimizer = ShardedAdamW(model, config=OptimConfig(ema=0.9), scales={"first.weight": 0.5})
     norms = [update(model, optimizer, step, None) for step in range(steps)]
     moments = optimizer.moments()
     return {

@@ -9,12 +9,16 @@ the short side is multiplied by one of the scales, separately for width and heig
 most `max_distort` steps apart in the list; lengths within 3 px of the model's size snap to it, so
 that no resize is needed; and the box lies at one of 13 fixed places of a 5 x 5 grid. Where the
 snapped length would leave the frame it is cut to fit (the authors' code pads with black there).
+
+`random_resized_box` is the crop of fine-tuning (Inception's): a share of the area, then a ratio of the sides, uniform
+in its logarithm, ten tries.
 """
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from clips.draws import below, draw_words
+from clips.draws import below, between, draw_words
 
 MULTI_SCALES = (1.0, 0.875, 0.75, 0.66)
 """The authors' scales of the short side."""
@@ -26,6 +30,7 @@ _PLACES = (
     *((1, 1), (3, 1), (1, 3), (3, 3)),
 )
 _SNAP_PX = 3
+_TRIES = 10
 
 
 class Box(NamedTuple):
@@ -59,6 +64,41 @@ def multi_scale_box(
     w, h = min(max(w, 1), width), min(max(h, 1), height)
     right, down = _PLACES[below(len(_PLACES), word=place_word)]
     return Box(right * ((width - w) // 4), down * ((height - h) // 4), w, h)
+
+
+def random_resized_box(
+    width: int,
+    height: int,
+    *,
+    seed: int,
+    area: tuple[float, float] = (0.08, 1.0),
+    aspect: tuple[float, float] = (3 / 4, 4 / 3),
+) -> Box:
+    """Return the fine-tuning crop of a `width` x `height` frame.
+
+    Args:
+        width: Of the frame.
+        height: Of the frame.
+        seed: Of the clip.
+        area: Least and largest share of the frame's area.
+        aspect: Least and largest width over height.
+
+    Returns:
+        The first of ten tries that fits in the frame, or else the largest box in the middle that has an allowed ratio.
+    """
+    words = draw_words(seed, stream="crop", count=4 * _TRIES)
+    low, high = (math.log(limit) for limit in aspect)
+    for start in range(0, len(words), 4):
+        how_large, ratio, right, down = words[start : start + 4]
+        wanted = between(*area, word=how_large) * width * height
+        shape = math.exp(between(low, high, word=ratio))
+        w, h = round(math.sqrt(wanted * shape)), round(math.sqrt(wanted / shape))
+        if 0 < w <= width and 0 < h <= height:
+            x, y = below(width - w + 1, word=right), below(height - h + 1, word=down)
+            return Box(x, y, w, h)
+    shape = min(max(width / height, aspect[0]), aspect[1])
+    w, h = min(width, round(height * shape)), min(height, round(width / shape))
+    return Box((width - w) // 2, (height - h) // 2, w, h)
 
 
 def centre_box(width: int, height: int) -> Box:

@@ -19,7 +19,7 @@ import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -33,6 +33,9 @@ _TORCH_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".pyth")
 _WRAPPERS = ("_orig_mod.", "module.", "backbone.")
 _PRETRAINING_ONLY = ("decoder.", "encoder_to_decoder.", "mask_token")
 _LAST_NORMS = ("norm.", "fc_norm.")
+
+Match = Literal["all", "body", "any"]
+"""How much of what can match must: all of it; all but the head, of other classes; or anything."""
 
 
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:
@@ -85,6 +88,8 @@ class LoadReport:
 
     matched: tuple[str, ...]
     """Parameters of the classifier that were loaded."""
+    skipped: tuple[str, ...]
+    """Parameters that the file has, or should have, but not in a form that fits; they keep their fresh values."""
     missing: tuple[str, ...]
     """Parameters of the classifier that keep their fresh values: the head, and the norm after
     pooling."""
@@ -94,17 +99,21 @@ class LoadReport:
 
     def __str__(self) -> str:
         """One line for the log."""
+        possible = len(self.matched) + len(self.skipped)
         return (
-            f"loaded {len(self.matched)} tensors; fresh: {_few(self.missing)}; "
+            f"loaded {len(self.matched)} of {possible} tensors that can match, "
+            f"{len(self.matched) / possible:.0%}; fresh: {_few(self.missing)}; "
             f"not used: {_few(self.unexpected)}"
         )
 
 
 @torch.no_grad()
-def load_pretrained(classifier: VideoClassifier, state_dict: Mapping[str, Tensor]) -> LoadReport:
+def load_pretrained(
+    classifier: VideoClassifier, state_dict: Mapping[str, Tensor], *, match: Match = "all"
+) -> LoadReport:
     """Start a classifier from pretrained or fine-tuned weights, as the authors do.
 
-    The encoder is loaded without its `encoder.` prefix; the head only if its shape fits. The
+    The encoder is loaded without its `encoder.` prefix, and the head if the file has one. The
     encoder's last norm becomes `norm`: a classifier with mean pooling has none, so there the
     pretrained norm is thrown away and `fc_norm` starts fresh; that is the authors' behaviour and
     part of their published numbers. With token-0 pooling it is loaded.
@@ -112,11 +121,13 @@ def load_pretrained(classifier: VideoClassifier, state_dict: Mapping[str, Tensor
     Args:
         classifier: the model to fill, in place, before it is sharded.
         state_dict: `read_state_dict` of a file.
+        match: how much of it must fit.
 
     Raises:
-        ValueError: embedding or blocks are missing, of another shape, or more than the classifier
-            has. The classifier is then unchanged.
+        ValueError: less fits than must: something is missing, of another shape, or more than the
+            classifier has. The classifier is then unchanged.
     """
+    assert match in get_args(Match), match
     given = {name.removeprefix("encoder."): name for name in state_dict}
     if len(given) != len(state_dict):
         raise ValueError("some weights are there twice, with and without the prefix 'encoder.'")
@@ -128,13 +139,18 @@ def load_pretrained(classifier: VideoClassifier, state_dict: Mapping[str, Tensor
     }
     missing = tuple(name for name in wanted if name not in fits)
     unexpected = tuple(given[name] for name in given if name not in fits)
+    # What a pretraining file does not have, the head and the norm after pooling, starts fresh.
+    fine_tuned = any(name.startswith("head.") for name in given)
+    fresh = ("head.",) if fine_tuned else ("head.", *_LAST_NORMS)
+    skipped = tuple(n for n in missing if n in given or not n.startswith(fresh))
+    allowed = ("head.",) if match == "body" else ()
     problems = [
         f"missing {name}, {list(wanted[name].shape)}"
         if name not in given
         else f"{given[name]} is {list(state_dict[given[name]].shape)}, "
         f"the model has {list(wanted[name].shape)}"
-        for name in missing
-        if not name.startswith(("head.", *_LAST_NORMS))
+        for name in skipped
+        if not name.startswith(allowed)
     ]
     known = ("head.", *_LAST_NORMS, *_PRETRAINING_ONLY)
     problems += [
@@ -142,6 +158,8 @@ def load_pretrained(classifier: VideoClassifier, state_dict: Mapping[str, Tensor
         for name in given
         if name not in wanted and not name.startswith(known)
     ]
+    if fits and match == "any":
+        problems = []
     if problems:
         raise ValueError(
             f"the weights do not fit the model of preset {classifier.config.preset}:"
@@ -149,7 +167,7 @@ def load_pretrained(classifier: VideoClassifier, state_dict: Mapping[str, Tensor
         )
     for name, value in fits.items():
         wanted[name].copy_(value)
-    return LoadReport(matched=tuple(fits), missing=missing, unexpected=unexpected)
+    return LoadReport(matched=tuple(fits), skipped=skipped, missing=missing, unexpected=unexpected)
 
 
 def list_problems(problems: Sequence[str]) -> str:

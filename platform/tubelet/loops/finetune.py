@@ -6,17 +6,18 @@ gains between -4 and +31 points), and one start of the trainer costs as much as 
 """
 
 import functools
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from tubelet import handover, pictures, rows
+from tubelet import handover, pictures, rows, supervision
 from tubelet.config import UserError
 from tubelet.feed import Unit
 from tubelet.fit import Job
@@ -24,11 +25,14 @@ from tubelet.items import DataPlan
 from tubelet.loops import plans
 from tubelet.loops.optimise import Worker
 from tubelet.optim import layer_scale
-from tubelet.recipes import Finetune
+from tubelet.recipes import Finetune, HeadConfig
 from tubelet.run_directory import RunDirectory
 from tubelet.schedules import effective_lr
 from tubelet.session import Outcome, Session
+from tubelet.supervision import Supervision
 from videomae import LoadReport, VideoClassifier, build_classifier, load_pretrained, normalise
+
+_SIDE = re.compile(r"(?<![A-Za-z])(left|right)(?![A-Za-z])", re.IGNORECASE)
 
 
 def job(recipe: Finetune) -> Job:
@@ -41,11 +45,18 @@ def job(recipe: Finetune) -> Job:
     training, held_out = rows.split_rows(data_set, recipe.data)
     draws = rows.draws_of(data_set, training, labels=recipe.labels, seed=recipe.run.seed)
     judged = rows.evaluation_rows(held_out, clips=recipe.data.held_out_clips, seed=recipe.run.seed)
-    plan = plans.data_plan(recipe, data_set, draws=draws, held_out=judged)
+    classes = data_set.classes
+    check_mirrors(recipe, classes)
+    several = len(classes) if recipe.labels.several else 0
+    plan = plans.data_plan(recipe, data_set, draws=draws, held_out=judged, classes=several)
+    weights = None
+    if recipe.labels.balance is not None:
+        counts = rows.label_counts(data_set, draws[0])
+        weights = supervision.class_weights(counts, recipe.labels.balance, classes)
     ledger = plan.ledger
     start = "random weights"
     if recipe.head.init:
-        report = load(build(recipe, len(data_set.classes)), recipe.head.init)
+        report = load(build(recipe, len(classes)), recipe.head)
         start = f"{recipe.head.init} ({report})"
     return Job(
         kind="finetune",
@@ -53,12 +64,13 @@ def job(recipe: Finetune) -> Job:
         plan=plan,
         manifest_hash=data_set.hash,
         make_masks=no_masks,
-        loop=functools.partial(loop, classes=data_set.classes),
+        loop=functools.partial(loop, classes=classes, weights=weights),
         notes={
-            "labels": f"{ledger.rows} videos of {len(data_set.classes)} classes"
+            "labels": f"{ledger.rows} videos of {len(classes)} classes"
             + (f" in each of {ledger.draws} draws" if ledger.draws > 1 else ""),
             "starts from": start,
             "learning rate": f"{effective_lr(recipe.optim.lr, recipe.batch.size):.3g} at its peak",
+            **deviations(recipe),
         },
         draw=draw if recipe.track.pictures else None,
     )
@@ -75,16 +87,36 @@ def build(recipe: Finetune, classes: int) -> VideoClassifier:
     )
 
 
-def load(model: VideoClassifier, init: str) -> LoadReport:
-    """Fill a classifier's encoder from ``head.init``.
+def load(model: VideoClassifier, head: HeadConfig) -> LoadReport:
+    """Fill a classifier from ``head.init``.
 
     Raises:
-        UserError: there is nothing to load, or it does not fit, with names and shapes.
+        UserError: there is nothing to load, or less fits than ``head.match`` asks for, with names and shapes.
     """
+    assert head.init is not None
     try:
-        return load_pretrained(model, handover.read_weights(init))
+        weights = handover.read_weights(head.init)
     except (ValueError, FileNotFoundError) as error:
-        raise UserError(f"head.init: {init}: {error}") from error
+        raise UserError(f"head.init: {head.init}: {error}") from error
+    try:
+        return load_pretrained(model, weights, match=head.match)
+    except ValueError as error:
+        raise UserError(f"head.init: {head.init}: {error}{_way_out(model, weights)}") from error
+
+
+def _way_out(model: VideoClassifier, weights: Mapping[str, Tensor]) -> str:
+    """What to do about weights that do not fit."""
+    theirs, ours = weights.get("head.bias"), model.head.out_features
+    if theirs is not None and len(theirs) != ours:
+        more = "more" if len(theirs) > ours else "fewer"
+        return (
+            f"\nits head has {len(theirs)} classes, {more} than the {ours} of the data: head.match=body starts with a "
+            "fresh head"
+        )
+    return (
+        "\ngive the model the sizes that the weights have (model.preset and the fields that override it), "
+        "or load what fits with head.match=any"
+    )
 
 
 def no_masks(seeds: NDArray[np.uint64]) -> tuple[Tensor | None, Tensor | None]:
@@ -92,9 +124,16 @@ def no_masks(seeds: NDArray[np.uint64]) -> tuple[Tensor | None, Tensor | None]:
     return None, None
 
 
-def loop(recipe: Finetune, plan: DataPlan, session: Session, *, classes: Sequence[str]) -> Outcome:
+def loop(
+    recipe: Finetune,
+    plan: DataPlan,
+    session: Session,
+    *,
+    classes: Sequence[str],
+    weights: tuple[float, ...] | None = None,
+) -> Outcome:
     """What every worker runs."""
-    task = Classifying(recipe, tuple(classes), session)
+    task = Classifying(recipe, tuple(classes), session, weights)
     return Worker(task=task, plan=plans.step_plan(recipe, plan), session=session).train()
 
 
@@ -114,18 +153,20 @@ def exports(run: RunDirectory, draws: int) -> list[str]:
 
 @dataclass(frozen=True)
 class Classifying:
-    """The task: cross-entropy with label smoothing."""
+    """The task: what a classifier answers to augmented clips, held against their labels (``supervision``)."""
 
     recipe: Finetune
     classes: tuple[str, ...]
     session: Session
+    weights: tuple[float, ...] | None = None
+    """Of the classes in the loss."""
 
     def build(self, draw: int) -> nn.Module:
         """The model at the start of a draw: weights drawn by (seed, draw), the encoder then filled from ``init``."""
         torch.manual_seed(self.recipe.run.seed * 1_000_003 + draw)
         model = build(self.recipe, len(self.classes))
         if self.recipe.head.init:
-            load(model, self.recipe.head.init)
+            load(model, self.recipe.head)
         return model
 
     def blocks(self, model: nn.Module) -> Sequence[nn.Module]:
@@ -145,30 +186,37 @@ class Classifying:
         }
 
     def losses(self, model: nn.Module, unit: Unit) -> Tensor:
-        """Cross-entropy of each clip, [B]."""
-        logits_BK = model(normalise(unit.frames_BTHWC)).float()
-        smoothing = self.recipe.labels.smoothing
-        return F.cross_entropy(
-            logits_BK, unit.label_B.clamp(min=0), reduction="none", label_smoothing=smoothing
-        )
+        """Loss of each clip after erasing and mixing, [B]."""
+        shown = self._supervision.show(unit)
+        return self._supervision.losses(model(shown.clips_BCTHW).float(), unit, shown)
 
     def held_out(self, model: nn.Module, unit: Unit) -> dict[str, Tensor]:
-        """Sums over labelled valid clips."""
+        """Sums over labelled valid clips, as they are."""
+        supervision = self._supervision
         logits_BK = model(normalise(unit.frames_BTHWC)).float()
-        counts_B = unit.valid_B * (unit.label_B >= 0)
-        loss_B = F.cross_entropy(logits_BK, unit.label_B.clamp(min=0), reduction="none")
-        right_B = logits_BK.argmax(1) == unit.label_B
+        counts_B = unit.valid_B * supervision.labelled(unit)
+        loss_B = supervision.losses(logits_BK, unit)
+        right_B = supervision.right(logits_BK, unit)
         return {
             "loss": (loss_B * counts_B).sum(),
             "top1": (right_B * counts_B).sum(),
             "clips": counts_B.sum(),
         }
 
-    def export(self, state: Mapping[str, Tensor], draw: int) -> None:
-        """Write the model of a draw."""
+    @property
+    def _supervision(self) -> Supervision:
+        recipe = self.recipe
+        return Supervision(
+            recipe.labels, recipe.augment, len(self.classes), recipe.run.seed, self.weights
+        )
+
+    def export(
+        self, state: Mapping[str, Tensor], draw: int, place: str, notes: Mapping[str, Any]
+    ) -> None:
+        """Write a model of a draw."""
         recipe, run = self.recipe, self.session.run
         handover.write(
-            exports(run, recipe.labels.draws)[draw],
+            f"{exports(run, recipe.labels.draws)[draw]}/{place}".rstrip("/"),
             state,
             recipe.model,
             extra={
@@ -176,9 +224,44 @@ class Classifying:
                 "job": "finetune",
                 "draw": draw + 1,
                 "stride": recipe.data.clip.stride,
+                "sampling": recipe.data.clip.sampling,
+                **notes,
             },
             class_names=self.classes,
         )
+
+
+def deviations(recipe: Finetune) -> dict[str, str]:
+    """A line that says where the recipe leaves the authors' way to be faster."""
+    clip = recipe.data.clip
+    if clip.rand_augment is None or clip.rand_augment_on == "frame":
+        return {}
+    return {
+        "deviates": "RandAugment on the crops that the model sees, not on whole frames as the authors do "
+        "(data.clip.rand_augment_on=crop; docs/finetuning.md shows the difference)"
+    }
+
+
+def check_mirrors(recipe: Finetune, classes: Sequence[str]) -> None:
+    """Refuse to mirror clips whose labels would then be others'.
+
+    Raises:
+        UserError: two classes differ by left and right alone.
+    """
+    known = set(classes)
+    for name in classes if recipe.data.clip.flip else ():
+        other = _SIDE.sub(_other_side, name)
+        if other != name and other in known:
+            raise UserError(
+                f"data.clip.flip mirrors half of the clips, but a mirrored {name!r} is a {other!r}: "
+                "set data.clip.flip=false"
+            )
+
+
+def _other_side(found: re.Match[str]) -> str:
+    word = found[0]
+    swapped = {"left": "right", "right": "left"}[word.lower()]
+    return swapped.capitalize() if word[0].isupper() else swapped
 
 
 def layer_of(name: str, *, depth: int) -> int:

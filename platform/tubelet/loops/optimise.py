@@ -8,10 +8,11 @@ A step costs one reduction of the gradient (in exact mode one a round) and one a
 losses, counts, the norm, rank 0's wish to report, save or stop), which is where all ranks agree on what happens next.
 """
 
+import contextlib
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 import torch
@@ -20,8 +21,11 @@ from torch import Tensor, nn
 
 from tubelet import checkpoint, exact, ledger, pulse, sharding
 from tubelet.audit import AuditTrail
+from tubelet.best import Best
 from tubelet.checkpoint import CheckpointConfig
 from tubelet.feed import Unit
+from tubelet.loops import held_out
+from tubelet.loops.bad_clips import BadClips
 from tubelet.optim import OptimConfig, ShardedAdamW, clip_scale
 from tubelet.saving import Saver
 from tubelet.schedules import cosine, effective_lr
@@ -29,9 +33,6 @@ from tubelet.session import Outcome, Session
 from tubelet.timetable import Timetable
 
 _REPORTS_IN_FLIGHT = 2
-_LEAST_CLIPS = 200
-"""Clips before the share of bad ones means anything."""
-_NAMED = 3
 _TRIES = 3
 """Saves in a row that may fail."""
 _PAUSE_S = 2.0
@@ -60,8 +61,10 @@ class Task(Protocol):
         """Sums over the valid clips of a held-out unit, by metric; ``clips`` is their number."""
         ...
 
-    def export(self, state: Mapping[str, Tensor], draw: int) -> None:
-        """Rank 0: write the model at the end of a draw."""
+    def export(
+        self, state: Mapping[str, Tensor], draw: int, place: str, notes: Mapping[str, Any]
+    ) -> None:
+        """Rank 0: write a model of a draw: the last one (``place`` is ""), its ``ema``, or the ``best``."""
         ...
 
 
@@ -79,6 +82,8 @@ class Plan:
     exact: bool | None = None
     """The same bits at any world size; None: on the CPU."""
     report_every_s: float = 2.0
+    patience: int | None = None
+    """Evaluations without a better one after which the run ends."""
 
 
 class Worker:
@@ -103,13 +108,16 @@ class Worker:
         if self._exact:
             exact.ask_for_determinism(self._device)
         self._points: list[dict[str, Any]] = []  # what may still be lost: see _report
-        self._bad = self._feed.quarantine.clips
+        self._bad = BadClips(
+            self._feed.quarantine, plan.ledger, copies=plan.copies, most=plan.max_bad_fraction
+        )
         self._saver = Saver(
             session.run,
             attempt=session.attempt.number,
             config=plan.checkpoint,
             committed=session.attempt.step,
         )
+        self._best = Best()
         self._reported = deque([session.attempt.step], maxlen=1 + _REPORTS_IN_FLIGHT)
 
     def train(self) -> Outcome:
@@ -119,11 +127,15 @@ class Worker:
         model, optimizer = self._start_draw(step // per_draw)
         if step % per_draw and self._attempt.parent:
             pulse.beat(step, "load")
-            checkpoint.load(self._run, self._attempt.parent, model=model, optimizer=optimizer)
+            commit = checkpoint.load(
+                self._run, self._attempt.parent, model=model, optimizer=optimizer
+            )
+            self._best = Best(**commit.best)
             optimizer.set_step(step % per_draw)
         started = saved_at = reported_at = time.monotonic()
         clips = 0
-        while step < plan.ledger.steps:
+        early = self._best.exhausted(plan.patience)
+        while step < plan.ledger.steps and not early:
             wishes = self._wishes(step + 1, saved_at=saved_at, reported_at=reported_at)
             result = self._step(model, optimizer, step, wishes)
             if not result.finite:
@@ -138,11 +150,12 @@ class Worker:
             clips += int(result.clips)
             self._note(step, result.metrics)
             if plan.timetable.evaluates_after(step):
-                self._note(step, self._evaluate(model, step))
-            if step % per_draw == 0:
-                self._export(model, step // per_draw - 1)
-            last = step == plan.ledger.steps
-            bad = self._too_many_bad(step, result.clips)
+                self._note(step, self._evaluate(model, optimizer, step))
+            early = self._best.exhausted(plan.patience)
+            if step % per_draw == 0 or early:
+                self._export_last(model, optimizer, (step - 1) // per_draw)
+            last = step == plan.ledger.steps or early
+            bad = self._bad.too_many(step, result.clips)
             leaving = result.stop or last or bad
             if result.save or leaving:
                 unsaved = self._save(model, optimizer, step, wait=leaving)
@@ -157,14 +170,22 @@ class Worker:
                 clips = 0
                 started = reported_at = time.monotonic()
             if bad:
-                return Outcome("bad_data", step, self._bad_data(step))
+                return Outcome("bad_data", step, self._bad.diagnosis(step))
             if result.stop and not last:
                 return Outcome("stopped", step)
             if step % per_draw == 0 and not last:
                 model, optimizer = self._start_draw(step // per_draw)
-        return Outcome("finished", step)
+        best = self._best
+        return Outcome(
+            "finished",
+            step,
+            f"{best.since} evaluations were no better than that of step {best.step}"
+            if early
+            else "",
+        )
 
     def _start_draw(self, draw: int) -> tuple[nn.Module, ShardedAdamW]:
+        self._best = Best()
         model = self._task.build(min(draw, self._plan.ledger.draws - 1)).to(self._device)
         scales = self._task.learning_rate_scales(model)
         sharding.shard(
@@ -262,26 +283,23 @@ class Worker:
         }
         return _StepResult(metrics, count, finite, stop > 0, save > 0, report > 0)
 
-    @torch.no_grad()
-    def _evaluate(self, model: nn.Module, done: int) -> dict[str, float]:
-        model.eval()
-        count = self._plan.timetable.held_out_units
-        sums: dict[str, dict[int, Tensor]] = {}
-        for unit in self._feed.held_out_units(done):
+    def _evaluate(self, model: nn.Module, optimizer: ShardedAdamW, done: int) -> dict[str, float]:
+        """Measure held-out clips after ``done`` steps, and keep the model if it is the best so far."""
+
+        def measure(model: nn.Module, unit: Unit) -> dict[str, Tensor]:
             pulse.beat(done, "evaluate")
             with torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=self._bfloat16):
-                mine = self._task.held_out(model, unit)
-            for name, value in mine.items():
-                known = sums.setdefault(name, {})
-                if unit.source:
-                    known[unit.number] = value
-        model.train()
-        filled = [exact.slots(sums[n], count=count, device=self._device) for n in sorted(sums)]
-        values = torch.stack(filled)
-        dist.all_reduce(values)
-        totals = {n: exact.sum_slots(v) for n, v in zip(sorted(sums), values.tolist(), strict=True)}
-        clips = max(1.0, totals.pop("clips"))
-        return {f"eval/{name}": value / clips for name, value in totals.items()}
+                return self._task.held_out(model, unit)
+
+        count = self._plan.timetable.held_out_units
+        means = held_out.evaluate(measure, model, optimizer, self._feed, done=done, count=count)
+        loss = means["ema_loss" if optimizer.averages else "loss"]
+        self._best = self._best.after(done, loss)
+        if self._plan.checkpoint.export_best and self._best.step == done:
+            draw = (done - 1) // self._plan.ledger.steps_per_draw
+            with optimizer.averaged() if optimizer.averages else contextlib.nullcontext():
+                self._export(model, draw, "best", {"step": done, "held_out_loss": loss})
+        return {f"eval/{name}": value for name, value in means.items()}
 
     def _share_failures(self) -> None:
         """Tell all ranks what each has met that could not be decoded."""
@@ -290,32 +308,23 @@ class Worker:
         dist.all_gather_object(gathered, known.take_unshared())
         known.add(failure for each in gathered for failure in each)
 
-    def _too_many_bad(self, done: int, clips: float) -> bool:
-        """Whether the run has met more undecodable clips than it allows; the same on every rank.
+    def _export_last(self, model: nn.Module, optimizer: ShardedAdamW, draw: int) -> None:
+        self._export(model, draw)
+        if optimizer.averages:
+            with optimizer.averaged():
+                self._export(model, draw, "ema")
 
-        Only a step that adds some stops it: where what was wrong is mended, the same command goes on.
-        """
-        ledger, copies = self._plan.ledger, self._plan.copies
-        new = ledger.visits_in(done - 1) * copies - round(clips)
-        self._bad += new
-        seen = ledger.visits_before(done) * copies
-        allowed = self._plan.max_bad_fraction * seen
-        return new > 0 and seen >= _LEAST_CLIPS and self._bad > allowed
-
-    def _bad_data(self, done: int) -> str:
-        entries = sorted(self._feed.quarantine.entries.values(), key=lambda e: -e.clips)
-        seen = self._plan.ledger.visits_before(done) * self._plan.copies
-        return (
-            f"{self._bad} of {seen} clips could not be decoded, more than data.max_bad_fraction "
-            f"({self._plan.max_bad_fraction:g}) allows; among them:\n"
-            + "\n".join(f"  {e.video_id}: {e.message}" for e in entries[:_NAMED])
-        )
-
-    def _export(self, model: nn.Module, draw: int) -> None:
+    def _export(
+        self,
+        model: nn.Module,
+        draw: int,
+        place: str = "",
+        notes: Mapping[str, Any] | None = None,
+    ) -> None:
         pulse.beat((draw + 1) * self._plan.ledger.steps_per_draw, "export")
         state = sharding.full_state_dict(model, keep=self._rank == 0)
         if self._rank == 0:
-            self._task.export(state, draw)
+            self._task.export(state, draw, place, notes or {})
         dist.barrier()
 
     def _save(
@@ -340,6 +349,7 @@ class Worker:
                     audit=self._audit.take(),
                     points=self._points,
                     bad=list(self._feed.quarantine.entries.values()),
+                    best=asdict(self._best),
                 ),
                 self._saver.finish() if at_once else None,
             ]

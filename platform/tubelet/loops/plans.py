@@ -16,6 +16,7 @@ def data_plan(
     *,
     draws: tuple[rows.Rows, ...],
     held_out: rows.Rows,
+    classes: int = 0,
 ) -> DataPlan:
     """What every decoding task needs.
 
@@ -24,6 +25,7 @@ def data_plan(
         data_set: its data.
         draws: the training rows of each draw, equally many.
         held_out: rows that evaluations look at, one clip each.
+        classes: how many, where videos may have several labels.
     """
     ledger = Ledger(
         rows=len(draws[0]),
@@ -52,6 +54,7 @@ def data_plan(
         frames=recipe.model.frames,
         size=recipe.model.image_size,
         cache=rows.cache_of(recipe.data),
+        classes=classes,
     )
 
 
@@ -68,4 +71,5 @@ def step_plan(recipe: Pretrain | Finetune, plan: DataPlan) -> Plan:
         checkpoint=recipe.checkpoint,
         max_bad_fraction=recipe.data.max_bad_fraction,
         exact=recipe.elastic.exact,
+        patience=recipe.schedule.patience,
     )

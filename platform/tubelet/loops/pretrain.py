@@ -4,6 +4,7 @@ import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -128,14 +129,16 @@ class Reconstructing:
             pictures.keep(self.session.run, unit.frames_BTHWC, unit.mask_BN, made, names=names)
         return {"loss": (made.loss_B.float() * unit.valid_B).sum(), "clips": unit.valid_B.sum()}
 
-    def export(self, state: Mapping[str, Tensor], draw: int) -> None:
+    def export(
+        self, state: Mapping[str, Tensor], draw: int, place: str, notes: Mapping[str, Any]
+    ) -> None:
         """Write the model under ``export/``, in the authors' names."""
         run, recipe = self.session.run, self.recipe
         handover.write(
-            run.path("export"),
+            f"{run.path('export')}/{place}".rstrip("/"),
             state,
             recipe.model,
-            extra={"run": recipe.run.name, "job": "pretrain"},
+            extra={"run": recipe.run.name, "job": "pretrain", **notes},
         )
 
     def _reconstruct(self, model: nn.Module, unit: Unit) -> Reconstruction:

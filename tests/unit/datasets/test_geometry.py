@@ -1,3 +1,8 @@
+import math
+
+import numpy as np
+import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -8,6 +13,7 @@ from clips.augment.geometry import (
     even_boxes,
     flip_draw,
     multi_scale_box,
+    random_resized_box,
 )
 
 SIDES = st.integers(1, 3000)
@@ -73,3 +79,41 @@ def test_the_centre_crop_is_in_the_middle() -> None:
 
 def test_half_of_all_seeds_flip() -> None:
     assert 900 < sum(flip_draw(seed=s) for s in range(2000)) < 1100
+
+
+@pytest.mark.parametrize(("width", "height"), [(340, 256), (256, 340), (900, 100)])
+def test_the_fine_tuning_crop_is_distributed_as_torchvisions(width: int, height: int) -> None:
+    """A long frame as well, of which most tries do not fit."""
+    from torchvision.transforms import RandomResizedCrop
+
+    ours = [random_resized_box(width, height, seed=seed) for seed in range(4000)]
+    torch.manual_seed(1)
+    blank = torch.empty(3, height, width)
+    drawn = [RandomResizedCrop.get_params(blank, [0.08, 1.0], [3 / 4, 4 / 3]) for _ in range(4000)]
+    theirs = [Box(x, y, w, h) for y, x, h, w in drawn]
+    for measure in (
+        lambda b: b.width * b.height / (width * height),
+        lambda b: math.log(b.width / b.height),
+        lambda b: b.x / width,
+        lambda b: b.y / height,
+    ):
+        mine, yours = (np.array([measure(b) for b in boxes]) for boxes in (ours, theirs))
+        assert np.quantile(mine, (0.1, 0.25, 0.5, 0.75, 0.9)) == pytest.approx(
+            np.quantile(yours, (0.1, 0.25, 0.5, 0.75, 0.9)), abs=0.03
+        )
+
+
+@given(SIDES, SIDES, SEEDS)
+def test_the_fine_tuning_crop_lies_in_the_frame(width: int, height: int, seed: int) -> None:
+    box = random_resized_box(width, height, seed=seed)
+    assert box.x >= 0
+    assert box.y >= 0
+    assert box.width >= 1
+    assert box.height >= 1
+    assert box.x + box.width <= width
+    assert box.y + box.height <= height
+
+
+def test_a_frame_that_no_try_fits_is_cut_in_its_middle() -> None:
+    assert random_resized_box(1000, 30, seed=5, area=(1.0, 1.0)) == Box(480, 0, 40, 30)
+    assert random_resized_box(30, 1000, seed=5, area=(1.0, 1.0)) == Box(0, 480, 30, 40)

@@ -7,9 +7,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from clips import ClipConfig, DecodeError, Video, load_clips, load_views
-from clips.augment.geometry import flip_draw, multi_scale_box
+from clips.augment.geometry import flip_draw, multi_scale_box, random_resized_box
+from clips.augment.randaugment import augment, draw_steps, parse_policy
 from clips.load import resize
-from clips.sampling import dense_indices
+from clips.sampling import dense_indices, segment_indices, window_indices
 from clips.synthetic import Encoding, encode, numbered_frames, read_number
 
 LENGTH, WIDTH, HEIGHT = 50, 80, 60
@@ -216,7 +217,10 @@ def test_resizing_is_close_to_pil() -> None:
         ({"stride": 0}, r"data\.stride is 0; it must be at least 1"),
         ({"fps": 0.0}, r"data\.fps is 0\.0; it must be above 0 and at most 1000, or null"),
         ({"time": "start"}, r"data\.time is 'start'; allowed: random, centre"),
-        ({"crop": "random"}, r"data\.crop is 'random'; allowed: multi_scale, centre"),
+        (
+            {"crop": "random"},
+            r"data\.crop is 'random'; allowed: multi_scale, random_resized, centre",
+        ),
         ({"scales": ()}, r"data\.scales is \[\]; it needs at least one number"),
         ({"scales": (1.5,)}, r"each above 0 and at most 1"),
     ],
@@ -229,3 +233,111 @@ def test_settings_out_of_range_name_their_key(options: dict[str, object], messag
 def test_no_views_are_refused(video: Video) -> None:
     with pytest.raises(ValueError, match="views is 0 and crops is 1; both must be at least 1"):
         load_views(video, ClipConfig(), frames=4, size=16, views=0)
+
+
+# --- fine-tuning's ways ----------------------------------------------------------------------
+
+POLICY = "rand-m7-n4-mstd0.5-inc1"
+
+
+@pytest.mark.parametrize("sampling", ["window", "segments"])
+@pytest.mark.parametrize("time", ["random", "centre"])
+def test_a_clip_shows_the_frames_of_its_sampling(video: Video, sampling: str, time: str) -> None:
+    config = ClipConfig(stride=3, sampling=sampling, time=time, crop="centre")  # type: ignore[arg-type]
+    clips = load_clips(video, config, seeds=[4, 5], frames=8, size=60)
+    for clip, seed in zip(clips, (4, 5), strict=True):
+        chance = seed if time == "random" else None
+        wanted = (
+            window_indices(LENGTH, frames=8, stride=3, seed=chance)
+            if sampling == "window"
+            else segment_indices(LENGTH, frames=8, seed=chance)
+        )
+        assert [read_number(frame) for frame in clip] == wanted.tolist()
+
+
+@pytest.mark.parametrize("same_frames", [False, True])
+def test_randaugment_works_on_whole_frames_before_the_crop(video: Video, same_frames: bool) -> None:
+    frames = whole_frames()
+    seeds = [3, 2**63, 5, 8, 13]
+    config = ClipConfig(
+        stride=2,
+        flip=True,
+        crop="random_resized",
+        rand_augment=POLICY,
+        same_frames=same_frames,
+    )
+    clips = load_clips(video, config, seeds=seeds, frames=8, size=32)
+    for clip, seed in zip(clips, seeds, strict=True):
+        shown = seeds[0] if same_frames else seed
+        here = frames[dense_indices(LENGTH, frames=8, stride=2, seed=shown)]
+        changed = augment(here, draw_steps(parse_policy(POLICY), seed=seed))
+        box = random_resized_box(WIDTH, HEIGHT, seed=seed)
+        cut = changed[:, box.y : box.y + box.height, box.x : box.x + box.width]
+        wanted = resize(cut, size=32)
+        np.testing.assert_array_equal(clip, wanted[:, :, ::-1] if flip_draw(seed=seed) else wanted)
+
+
+def test_randaugment_on_the_crop_works_on_what_the_model_sees(video: Video) -> None:
+    plain = ClipConfig(stride=2, crop="random_resized")
+    seeds = list(range(12))
+    before = load_clips(video, plain, seeds=seeds, frames=4, size=32)
+    config = ClipConfig(
+        stride=2, crop="random_resized", rand_augment=POLICY, rand_augment_on="crop"
+    )
+    after = load_clips(video, config, seeds=seeds, frames=4, size=32)
+    for clip, unchanged, seed in zip(after, before, seeds, strict=True):
+        steps = draw_steps(parse_policy(POLICY), seed=seed)
+        np.testing.assert_array_equal(clip, augment(unchanged, steps))
+    assert not (after == before).all()
+
+
+def test_a_clip_is_the_same_alone_and_among_others_unless_it_shares_their_frames(
+    video: Video,
+) -> None:
+    config = ClipConfig(stride=2, crop="random_resized", rand_augment=POLICY, flip=True)
+    together = load_clips(video, config, seeds=[1, 2, 3], frames=4, size=32)
+    for clip, seed in zip(together, (1, 2, 3), strict=True):
+        np.testing.assert_array_equal(
+            clip, load_clips(video, config, seeds=[seed], frames=4, size=32)[0]
+        )
+
+
+def test_evaluations_augment_nothing(video: Video) -> None:
+    plain = load_views(video, ClipConfig(), frames=4, size=32, views=2, crops=2)
+    config = ClipConfig(rand_augment=POLICY, crop="random_resized", flip=True, same_frames=True)
+    np.testing.assert_array_equal(
+        load_views(video, config, frames=4, size=32, views=2, crops=2), plain
+    )
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (
+            {"sampling": "dense"},
+            "data.clip.sampling is 'dense'; allowed: strided, window, segments",
+        ),
+        (
+            {"area": (0.5, 0.2)},
+            "data.clip.area is [0.5, 0.2]; it must rise, above 0 and at most to 1",
+        ),
+        ({"aspect": (0.0, 2.0)}, "data.clip.aspect is [0.0, 2.0]; it must rise, above 0"),
+        (
+            {"rand_augment_on": "video"},
+            "data.clip.rand_augment_on is 'video'; allowed: frame, crop",
+        ),
+        (
+            {"rand_augment": "rand-m11-n2"},
+            "data.clip.rand_augment: 'rand-m11-n2' is no policy; write",
+        ),
+        (
+            {"rand_augment": "augmix-m3"},
+            "data.clip.rand_augment: 'augmix-m3' is no policy; write it as",
+        ),
+        ({"rand_augment": "rand-m7-n0"}, "data.clip.rand_augment: 'rand-m7-n0' is no policy"),
+    ],
+)
+def test_impossible_ways_are_refused_and_say_what_is_allowed(wrong: dict, said: str) -> None:
+    with pytest.raises(ValueError) as caught:  # noqa: PT011
+        ClipConfig(**wrong)
+    assert said in str(caught.value)

@@ -289,3 +289,18 @@ def test_the_schema_is_that_of_version_1() -> None:
     assert SCHEMA.names[:9] == [
         *("video_id", "size", "etag", "label", "labels", "split", "start_s", "end_s", "boxes")
     ]
+
+
+def test_labels_are_paired_with_their_rows_whichever_column_names_them() -> None:
+    rows = [
+        {"video_id": "0.mp4", "label": "b"},
+        {"video_id": "1.mp4", "labels": ["c", "a"]},
+        {"video_id": "2.mp4"},
+        {"video_id": "3.mp4", "label": "a", "labels": ["a", "b"]},
+    ]
+    manifest = Manifest.build([{"size": 1, **row} for row in rows], root="/")
+    found, classes = manifest.label_pairs()
+    named = [(int(r), manifest.classes[c]) for r, c in zip(found, classes, strict=True)]
+    assert named == [(0, "b"), (1, "a"), (1, "c"), (3, "a"), (3, "b")]
+    unlabelled = Manifest.build([{"video_id": "0.mp4", "size": 1}], root="/")
+    assert [len(each) for each in unlabelled.label_pairs()] == [0, 0]

@@ -97,3 +97,11 @@ def test_the_same_manifest_twice_is_refused_wherever_it_lies(
         match=r"films\.parquet and .*copy\.parquet hold the same manifest; name it once, with the sum",
     ):
         Mixture((parts[0], copy), (1.0, 1.0))
+
+
+def test_labels_are_paired_with_rows_of_all_parts(tmp_path: Path) -> None:
+    first = manifest(tmp_path / "a", "a", ["b", None, "c"])
+    mixture = Mixture((first, manifest(tmp_path / "b", "b", ["a", "b"])), (1.0, 1.0))
+    rows, classes = mixture.label_pairs()
+    named = [(int(r), mixture.classes[c]) for r, c in zip(rows, classes, strict=True)]
+    assert named == [(0, "b"), (2, "c"), (3, "a"), (4, "b")]

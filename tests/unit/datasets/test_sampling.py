@@ -8,8 +8,10 @@ from clips.sampling import (
     centre_indices,
     dense_indices,
     resampled,
+    segment_indices,
     strided_indices,
     view_indices,
+    window_indices,
 )
 
 SEEDS = st.integers(0, 2**64 - 1)
@@ -19,6 +21,42 @@ def test_dense_sampling_reproduces_the_anchors_of_the_authors_code() -> None:
     assert strided_indices(300, start=100, frames=16, stride=4).tolist() == list(range(100, 164, 4))
     short = dense_indices(40, frames=16, stride=4, seed=7).tolist()
     assert short == [*range(0, 40, 4), *[36] * 6]
+
+
+def test_windows_reproduce_the_anchors_of_the_authors_code() -> None:
+    """reference/videomae.md 2.3: a window that ends at 200, and a video of 50 frames."""
+    window = [136, 140, 144, 148, 153, 157, 161, 165, 170, 174, 178, 182, 187, 191, 195, 199]
+    found = [window_indices(300, frames=16, stride=4, seed=seed).tolist() for seed in range(2000)]
+    assert window in found
+    starts = [clip[0] for clip in found]
+    assert (min(starts), max(starts)) == (0, 235), "uniform over all starts but the last"
+    short = window_indices(50, frames=16, stride=4, seed=0).tolist()
+    assert short == [0, 4, 9, 13, 18, 22, 27, 31, 36, 40, 45, *[49] * 5]
+
+
+@given(st.integers(1, 500), st.integers(1, 32), st.integers(1, 8), st.none() | SEEDS)
+def test_windows_and_segments_rise_within_the_video(
+    length: int, frames: int, stride: int, seed: int | None
+) -> None:
+    window = window_indices(length, frames=frames, stride=stride, seed=seed)
+    segments = segment_indices(length, frames=frames, seed=seed)
+    for indices in (window, segments):
+        assert indices.dtype == np.int64
+        assert len(indices) == frames
+        assert (np.diff(indices) >= 0).all()
+        assert 0 <= indices[0] <= indices[-1] < length
+    if length >= frames and seed is not None:
+        assert (segments // (length // frames)).tolist() == list(range(frames))
+
+
+def test_a_window_without_chance_lies_in_the_middle() -> None:
+    indices = window_indices(264, frames=16, stride=4, seed=None)
+    assert (indices[0], indices[-1]) == (100, 163)
+
+
+def test_segments_of_a_video_with_too_few_frames_hold_its_first_one() -> None:
+    assert segment_indices(4, frames=6, seed=5).tolist() == [0, 0, 0, 1, 2, 3]
+    assert segment_indices(50, frames=16, seed=None).tolist()[:3] == [1, 4, 7]
 
 
 def test_views_start_where_the_authors_test_clips_start() -> None:

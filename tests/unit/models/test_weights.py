@@ -226,20 +226,56 @@ def test_token_0_pooling_keeps_the_pretrained_last_norm(pretrained: VideoMAE) ->
     assert torch.equal(classifier.norm.weight, pretrained.encoder.norm.weight)
 
 
-def test_head_is_loaded_only_if_its_classes_fit(classifier: VideoClassifier) -> None:
+def test_a_head_of_other_classes_stays_out_only_when_that_is_said(
+    classifier: VideoClassifier,
+) -> None:
     other = build_classifier(CONFIG, num_classes=5, init_scale=1.0)
     report = load_pretrained(classifier, other.state_dict())
-    assert (report.missing, report.unexpected) == ((), ())
+    assert (report.missing, report.skipped, report.unexpected) == ((), (), ())
     assert torch.equal(classifier.head.weight, other.head.weight)
-    report = load_pretrained(build_classifier(CONFIG, num_classes=6), other.state_dict())
-    assert report.missing == report.unexpected == ("head.weight", "head.bias")
+    six = build_classifier(CONFIG, num_classes=6)
+    with pytest.raises(ValueError, match=r"head\.weight is \[5, 96\], the model has \[6, 96\]"):
+        load_pretrained(six, other.state_dict())
+    for match in ("body", "any"):
+        report = load_pretrained(six, other.state_dict(), match=match)
+        assert report.missing == report.skipped == report.unexpected == ("head.weight", "head.bias")
+        assert str(report).startswith("loaded 30 of 32 tensors that can match, 94%; fresh: head.w")
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours", "norm"), [("mean", "token0", "norm"), ("token0", "mean", "fc_norm")]
+)
+def test_a_fine_tuned_file_of_another_pooling_has_no_norm_for_ours(
+    theirs: Any, ours: Any, norm: str
+) -> None:
+    state = build_classifier(CONFIG, num_classes=5, pooling=theirs).state_dict()
+    model = build_classifier(CONFIG, num_classes=5, pooling=ours)
+    for match in ("all", "body"):
+        with pytest.raises(ValueError, match=rf"\n  missing {norm}\.weight, \[96\]"):
+            load_pretrained(model, state, match=match)  # type: ignore[arg-type]
+    report = load_pretrained(model, state, match="any")
+    assert report.skipped == (f"{norm}.weight", f"{norm}.bias")
+
+
+def test_anything_loads_what_fits_but_not_nothing(
+    pretrained: VideoMAE, classifier: VideoClassifier
+) -> None:
+    state = pretrained.state_dict()
+    state["encoder.blocks.1.mlp.fc1.bias"] = torch.zeros(7)
+    state["encoder.blocks.9.norm1.weight"] = torch.zeros(96)
+    report = load_pretrained(classifier, state, match="any")
+    assert report.skipped == ("blocks.1.mlp.fc1.bias",)
+    assert "loaded 27 of 28 tensors that can match, 96%" in str(report)
+    assert "encoder.blocks.9.norm1.weight" in report.unexpected
+    with pytest.raises(ValueError, match="the weights do not fit"):
+        load_pretrained(classifier, {"videomae.layernorm.weight": torch.zeros(96)}, match="any")
 
 
 def test_report_is_one_line(pretrained: VideoMAE, classifier: VideoClassifier) -> None:
     report = load_pretrained(classifier, pretrained.state_dict())
     assert str(report) == (
-        "loaded 28 tensors; fresh: fc_norm.weight, fc_norm.bias, head.weight, head.bias; not used: "
-        "mask_token, encoder.norm.weight, encoder.norm.bias, decoder.blocks.0.norm1.weight and 17 more"
+        "loaded 28 of 28 tensors that can match, 100%; fresh: fc_norm.weight, fc_norm.bias, head.weight, head.bias; "
+        "not used: mask_token, encoder.norm.weight, encoder.norm.bias, decoder.blocks.0.norm1.weight and 17 more"
     )
 
 

@@ -11,12 +11,12 @@ from mlflow import MlflowClient
 
 from clips import ClipConfig
 from motion import motion_manifest
-from tubelet import config, elastic, shipping, tracking
+from tubelet import config, elastic, resuming, shipping, tracking
 from tubelet.config import UserError
 from tubelet.items import BatchConfig, DataConfig
 from tubelet.loops import pretrain
 from tubelet.recipes import Pretrain
-from tubelet.run_directory import FORMAT_VERSION, ResumeConfig, RunConfig
+from tubelet.run_directory import FORMAT_VERSION, ResumeConfig, RunConfig, RunDirectory
 from tubelet.schedules import ScheduleConfig
 from tubelet.spool import MetricSpool
 from videomae import ModelConfig
@@ -84,6 +84,25 @@ def test_a_run_that_cannot_be_continued_says_why_and_stays(
         elastic.run(pretrain.job(recipe))
     assert str(error.value).startswith(said.format(folder))
     assert sorted(folder.rglob("*")) == before
+
+
+def test_a_run_that_ended_early_is_finished_until_it_is_given_more_patience(
+    recipe: Pretrain,
+) -> None:
+    folder = leave(recipe)
+    (folder / "finished.json").write_text(json.dumps({"step": 2, "patience": 3}))
+    run = RunDirectory(str(folder))
+    for patience, finished in ((2, True), (3, True), (4, False), (None, False)):
+        schedule = replace(recipe.schedule, patience=patience)
+        job = pretrain.job(replace(recipe, schedule=schedule))
+        assert resuming.is_finished(run, job) == finished
+        if finished:
+            with pytest.raises(
+                UserError, match=r"or train on with more patience: schedule\.patience=null$"
+            ):
+                elastic.run(job)
+    resuming.everything_tracked(run)
+    assert run.read_json("finished.json") == {"step": 2, "patience": 3}
 
 
 @pytest.mark.parametrize(

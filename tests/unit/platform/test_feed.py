@@ -1,6 +1,7 @@
 """A rank's units: the expected ones or an error, dealt out so that every item arrives once, nothing pinned."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clips import ClipConfig, DecodeConfig
-from motion import motion_manifest
+from clips import ClipConfig, DecodeConfig, Manifest, synthetic, write_manifest
+from motion import TINY_VIDEO, motion_manifest
 from tubelet.feed import Feed, Unit
 from tubelet.items import Batch, DataPlan, decode_item, load_item
 from tubelet.ledger import Ledger
@@ -165,3 +166,43 @@ def test_an_item_is_stamped_with_its_number_and_attempt(tmp_path: Path) -> None:
     assert set(made["item"]) == {5}
     assert set(made["attempt"]) == {7}
     assert {len(column) for column in made.values()} == {plan.clips_per_unit}
+
+
+def test_several_labels_of_a_video_arrive_as_one_row_of_classes(tmp_path: Path) -> None:
+    paths = synthetic.write_videos(tmp_path / "v", range(3), seed=1, config=TINY_VIDEO)
+    named: list[dict[str, Any]] = [
+        {"labels": ["run", "sing"]},
+        {"label": "jump"},
+        {"labels": ["jump"]},
+    ]
+    rows = [
+        {"video_id": path, "size": (tmp_path / "v" / path).stat().st_size, **labels}
+        for path, labels in zip(paths, named, strict=True)
+    ]
+    manifest = write_manifest(
+        Manifest.build(rows, root=str(tmp_path / "v")), str(tmp_path / "m.parquet")
+    )
+    plan = replace(
+        plan_of(steps=1, units=2),
+        ledger=Ledger(rows=3, epochs=1, batch=4, micro_batch=2, seed=0),
+        timetable=Timetable(1, 2),
+        table=manifest.local_table(str(tmp_path)),
+        rows=(np.arange(3),),
+        clip=ClipConfig(stride=1),
+        copies=2,
+        size=16,
+        classes=3,
+    )
+    items = [decode_item(n, plan=plan, attempt=1, out={}) for n in range(2)]
+    units = list(feed_of(plan, iter(items)).training_units(0))
+    wanted = {0: [0, 1, 1], 1: [1, 0, 0], 2: [1, 0, 0]}  # jump, run, sing
+    for unit in units:
+        assert unit.labels_BK is not None
+        assert "labels" not in unit.source, "the audit has no use for them"
+        for row, valid, labels in zip(
+            unit.source["row"], unit.source["valid"], unit.labels_BK.tolist(), strict=True
+        ):
+            assert labels == (wanted[row] if valid else [0, 0, 0])
+    idle = next(feed_of(plan, iter([]), rank=2, world_size=3).training_units(0))
+    assert idle.labels_BK is not None
+    assert idle.labels_BK.shape == (4, 3)

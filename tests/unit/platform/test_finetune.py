@@ -1,6 +1,7 @@
 """The fine-tuning task: layer rates, losses, sums over held-out clips, fresh models, starting weights."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,11 @@ from torch import Tensor, nn
 from clips import Manifest, write_manifest
 from clips.synthetic import CLASSES as DIRECTIONS
 from tubelet import handover
-from tubelet.config import UserError, load
+from tubelet.config import ConfigError, UserError, load
 from tubelet.feed import Unit
 from tubelet.loops import finetune
 from tubelet.loops.finetune import Classifying
-from tubelet.recipes import Finetune
+from tubelet.recipes import Finetune, HeadConfig, Pretrain
 from tubelet.run_directory import Attempt, RunDirectory
 from tubelet.session import Session
 from videomae import (
@@ -212,7 +213,10 @@ def test_draws_from_one_encoder_share_it_and_differ_in_the_head(tmp_path: Path) 
 def test_a_finished_draw_is_exported_with_all_that_prediction_needs(tmp_path: Path) -> None:
     made = task("labels.per_class=1", "labels.draws=2", "data.clip.stride=3", folder=tmp_path)
     state = made.build(1).state_dict()
-    made.export(state, 1)
+    made.export(state, 1, "", {})
+    made.export(state, 1, "best", {"step": 7})
+    best = load_export(tmp_path / "export" / "draw_2" / "best")
+    assert (best.extra["step"], best.extra["sampling"]) == (7, "strided")
     found = load_export(tmp_path / "export" / "draw_2")
     assert not (tmp_path / "export" / "draw_1").exists()
     assert (found.kind, found.config, found.class_names) == ("classifier", MODEL, CLASSES)
@@ -234,7 +238,7 @@ def pretrained(folder: Path, config: ModelConfig = MODEL) -> dict[str, Tensor]:
 
 def error_of(init: Path) -> str:
     with pytest.raises(UserError) as caught:
-        finetune.load(build_classifier(MODEL, num_classes=4), str(init))
+        finetune.load(build_classifier(MODEL, num_classes=4), HeadConfig(init=str(init)))
     return str(caught.value)
 
 
@@ -245,6 +249,10 @@ def test_weights_of_another_width_are_named_with_both_shapes(tmp_path: Path) -> 
         f"head.init: {tmp_path}: the weights do not fit the model of preset tiny"
     )
     assert "encoder.blocks.0.norm1.weight is [48], the model has [96]" in text
+    assert text.endswith(
+        "give the model the sizes that the weights have (model.preset and the fields that override it), "
+        "or load what fits with head.match=any"
+    )
 
 
 def test_weights_of_another_depth_are_named(tmp_path: Path) -> None:
@@ -278,6 +286,52 @@ def test_a_half_written_export_is_the_users_mistake_and_named(tmp_path: Path) ->
     pretrained(tmp_path)
     (tmp_path / "model.safetensors").unlink()
     assert "model.safetensors" in error_of(tmp_path)
+
+
+@pytest.mark.parametrize(("classes", "word"), [(9, "more"), (3, "fewer")])
+def test_a_head_of_other_classes_is_counted_and_needs_a_word(
+    tmp_path: Path, classes: int, word: str
+) -> None:
+    state = build_classifier(MODEL, num_classes=classes).state_dict()
+    handover.write(
+        str(tmp_path), state, MODEL, extra={}, class_names=[f"c{i}" for i in range(classes)]
+    )
+    text = error_of(tmp_path)
+    assert f"\n  head.weight is [{classes}, 96], the model has [4, 96]" in text
+    assert text.endswith(
+        f"its head has {classes} classes, {word} than the 4 of the data: head.match=body starts with a fresh head"
+    )
+    model = build_classifier(MODEL, num_classes=4)
+    report = finetune.load(model, HeadConfig(init=str(tmp_path), match="body"))
+    assert report.skipped == ("head.weight", "head.bias")
+    assert torch.equal(model.fc_norm.weight, state["fc_norm.weight"])
+
+
+def test_an_authors_file_starts_a_run_with_its_logits(shared: Path) -> None:
+    """``finetune.pth`` of the authors' code, through the recipe: head.init and nothing else."""
+    folder = shared / "peers" / "official"
+    made = recipe(
+        f"head.init={folder / 'finetune.pth'}",
+        "model.frames=16",
+        "model.image_size=32",
+        "model.patch_size=16",
+        "model.width=48",
+        "model.depth=2",
+        "model.heads=3",
+    )
+    model = finetune.build(made, 7).eval()
+    report = finetune.load(model, made.head)
+    assert str(report) == (
+        "loaded 32 of 32 tensors that can match, 100%; fresh: nothing; not used: nothing"
+    )
+    with np.load(folder / "finetune_io.npz", allow_pickle=False) as theirs:
+        logits = model(torch.from_numpy(theirs["x_bcthw"])).detach().numpy()
+        np.testing.assert_allclose(logits, theirs["logits"], rtol=0, atol=1e-5)
+    report = finetune.load(model, dataclasses.replace(made.head, init=str(folder / "pretrain.pth")))
+    assert str(report).startswith(
+        "loaded 28 of 28 tensors that can match, 100%; fresh: fc_norm.weight"
+    )
+    assert "encoder.norm.weight" in report.unexpected, "as the authors do: gotcha A"
 
 
 # --- the job as a whole ----------------------------------------------------------------------------
@@ -334,3 +388,66 @@ def test_too_few_labels_of_a_class_are_named(of: Callable[..., Finetune], manife
         "labels.per_class: 4 labels per class were asked for, but class 'down' has 3 rows; "
         f"the manifest is {manifest}"
     )
+
+
+# --- what cannot be -------------------------------------------------------------------------------
+
+
+def test_clips_are_not_mirrored_where_left_and_right_are_classes(
+    of: Callable[..., Finetune],
+) -> None:
+    with pytest.raises(UserError) as caught:
+        finetune.job(of("data.clip.flip=true"))
+    assert str(caught.value) == (
+        "data.clip.flip mirrors half of the clips, but a mirrored 'down_left' is a 'down_right': "
+        "set data.clip.flip=false"
+    )
+    mirrored = recipe("data.clip.flip=true")
+    finetune.check_mirrors(mirrored, ["turn right", "bright", "blight", "Left hook", "leftover"])
+    with pytest.raises(
+        UserError, match="a mirrored 'From Left to right' is a 'From Right to left'"
+    ):
+        finetune.check_mirrors(mirrored, ["From Left to right", "From Right to left"])
+
+
+def test_a_unit_of_one_clip_cannot_be_mixed() -> None:
+    for way in ("mixup", "cutmix"):
+        with pytest.raises(
+            ConfigError, match=r"mix the clips of a unit with each other, but a unit"
+        ):
+            recipe(f"augment.{way}=0.8", "batch.micro=1")
+    assert recipe("augment.mixup=0.8", "batch.micro=1", "data.copies=2").augment.mixes
+
+
+def test_a_faster_way_than_the_authors_names_itself(of: Callable[..., Finetune]) -> None:
+    policy = "data.clip.rand_augment=rand-m7-n4-mstd0.5-inc1"
+    assert "deviates" not in finetune.job(of(policy)).notes
+    text = finetune.job(of(policy, "data.clip.rand_augment_on=crop")).notes["deviates"]
+    assert text.startswith("RandAugment on the crops that the model sees, not on whole frames")
+
+
+def test_class_weights_come_from_the_labels_of_the_training_rows(
+    of: Callable[..., Finetune],
+) -> None:
+    made = finetune.job(of("labels.balance=0.99")).loop
+    assert isinstance(made, functools.partial)
+    assert made.keywords["weights"] == pytest.approx([1.0] * 8)  # three videos of each class
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("schedule.patience", 3), ("checkpoint.export_best", "true"), ("checkpoint.keep_best", 1)],
+)
+def test_what_goes_by_held_out_loss_needs_held_out_clips(key: str, value: object) -> None:
+    for kind in (Finetune, Pretrain):
+        with pytest.raises(ConfigError) as caught:
+            load(kind, [], [f"{key}={value}", "data.held_out_clips=0"])
+        assert (
+            f"{key} goes by the loss on held-out clips, but data.held_out_clips is 0: raise it, or leave {key} out"
+            in str(caught.value)
+        )
+
+
+def test_draws_are_not_ended_early() -> None:
+    with pytest.raises(ConfigError, match=r"set schedule\.patience=null or labels\.draws=1"):
+        recipe("schedule.patience=2", "labels.draws=2", "labels.per_class=1")

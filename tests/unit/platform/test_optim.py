@@ -75,10 +75,29 @@ def test_shards_on_several_ranks_give_the_bits_of_one(world_size: int) -> None:
     alone = updated(10, sharded=False)
     for together in run_group(world_size, updated_sharded, 10):
         assert together["norms"] == pytest.approx(alone["norms"], rel=1e-6)
-        for part in ("weights", "exp_avg", "exp_avg_sq"):
+        for part in ("weights", "exp_avg", "exp_avg_sq", "ema"):
             assert together[part].keys() == alone[part].keys()
             for name, tensor in alone[part].items():
                 assert torch.equal(together[part][name], tensor), f"{part} of {name}"
+
+
+def test_the_average_of_weights_starts_from_them_and_moves_a_share_of_the_way() -> None:
+    model = small_model()
+    optimizer = ShardedAdamW(model, config=OptimConfig(ema=0.75))
+    average = {n: p.detach().clone() for n, p in model.named_parameters()}
+    for step in range(4):
+        update(model, optimizer, step, None)
+        for name, parameter in model.named_parameters():
+            average[name] = 0.75 * average[name] + 0.25 * parameter.detach()
+    for name, value in optimizer.moments()["ema"].items():
+        torch.testing.assert_close(value, average[name])
+    own = {n: p.detach().clone() for n, p in model.named_parameters()}
+    with optimizer.averaged():
+        for name, parameter in model.named_parameters():
+            assert torch.equal(parameter, optimizer.moments()["ema"][name])
+            assert not torch.equal(parameter, own[name])
+    assert all(torch.equal(p, own[n]) for n, p in model.named_parameters())
+    assert not ShardedAdamW(model, config=OptimConfig()).averages
 
 
 def test_gradients_are_forgotten_and_a_missing_one_is_our_bug() -> None:

@@ -56,9 +56,12 @@ def train(
 ) -> dict[str, Any]:
     """Begin an attempt of one worker and run it; one that is to die waits for its saves, to be the same each time."""
     run.begin_attempt(ray_run="ray", world_size=1)
+    best = small.recipe.checkpoint.export_best
     recipe = replace(
         small.recipe,
-        checkpoint=CheckpointConfig(every_steps=save_every, background="die_after" not in options),
+        checkpoint=CheckpointConfig(
+            every_steps=save_every, background="die_after" not in options, export_best=best
+        ),
     )
     return run_group(1, train_rank, recipe, run.uri, small.items, **options)[0]
 
@@ -222,3 +225,80 @@ def test_too_many_bad_videos_end_the_run_after_200_clips_with_a_checkpoint_and_a
 
     allowed = replace(recipe, data=replace(data, max_bad_fraction=0.2))
     assert train(Small(allowed, broken.items), run)["outcome"].kind == "finished"
+
+
+# --- averaged weights, the best model, an early end ------------------------------------------------
+
+
+def averaging(small: Small, **optim: Any) -> Small:
+    optimizer = replace(small.recipe.optim, **{"ema": 0.8, **optim})
+    checkpoint = CheckpointConfig(export_best=True)
+    return small._replace(recipe=replace(small.recipe, optim=optimizer, checkpoint=checkpoint))
+
+
+def weights(folder: str) -> dict[str, torch.Tensor]:
+    return load_export(Path(folder)).state_dict
+
+
+def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(first[n], second[n]) for n in first)
+
+
+def test_averaged_weights_are_evaluated_exported_and_survive_a_death(
+    small: Small, run: RunDirectory, tmp_path: Path
+) -> None:
+    plain = train(small, RunDirectory(str(tmp_path / "plain")))
+    whole = RunDirectory(str(tmp_path / "whole"))
+    points = train(averaging(small), whole)["points"]
+    for ours, without in zip(points, plain["points"], strict=True):
+        for name in ("train/loss", "train/grad_norm", "eval/loss"):
+            assert ours["metrics"].get(name) == without["metrics"].get(name), (
+                "training sees nothing"
+            )
+        assert ("eval/ema_loss" in ours["metrics"]) == ("eval/loss" in ours["metrics"])
+        if "eval/loss" in ours["metrics"]:
+            assert ours["metrics"]["eval/ema_loss"] != ours["metrics"]["eval/loss"]
+    assert same(weights(f"{tmp_path}/plain/export"), weights(whole.path("export")))
+    assert not same(weights(whole.path("export")), weights(whole.path("export", "ema")))
+
+    train(averaging(small), run, save_every=3, die_after=11)
+    again = train(averaging(small), run)
+    assert again["points"][0]["step"] == 10
+    for place in ("", "ema", "best"):
+        assert same(weights(run.path("export", place)), weights(whole.path("export", place)))
+    evaluated = {p["step"]: p["metrics"] for p in points if "eval/loss" in p["metrics"]}
+    for point in again["points"]:
+        if point["step"] in evaluated:
+            for name in ("eval/loss", "eval/ema_loss"):
+                assert point["metrics"][name] == evaluated[point["step"]][name]
+
+
+def test_the_best_model_is_kept_with_its_step_and_loss(small: Small, run: RunDirectory) -> None:
+    """Weights that do not move: no later evaluation is better than the first."""
+    still = averaging(small, lr=1e-30)
+    points = train(still, run)["points"]
+    best = load_export(Path(run.path("export", "best")))
+    (loss,) = {p["metrics"]["eval/ema_loss"] for p in points if "eval/ema_loss" in p["metrics"]}
+    assert (best.extra["step"], best.extra["held_out_loss"]) == (8, loss)
+    assert run.commit(run.committed()[-1]).best == {"loss": loss, "step": 8, "since": 2}
+
+
+def test_a_run_that_gets_no_better_ends_when_patience_does_and_stays_ended(
+    small: Small, run: RunDirectory
+) -> None:
+    still = averaging(small, lr=1e-30)
+    schedule = replace(still.recipe.schedule, patience=1)
+    still = still._replace(recipe=replace(still.recipe, schedule=schedule))
+    train(still, run, save_every=5, die_after=12)
+    ended = train(still, run)
+    message = "1 evaluations were no better than that of step 8"
+    assert ended["outcome"] == Outcome("finished", 16, message)
+    assert ended["points"][-1]["step"] == 16
+    assert run.committed()[-1] == checkpoint_name(16, 2)
+    again = train(still, run)
+    assert (again["outcome"], again["points"]) == (Outcome("finished", 16, message), [])
+    patient = replace(schedule, patience=2)
+    further = still._replace(recipe=replace(still.recipe, schedule=patient))
+    assert train(further, run)["outcome"] == Outcome(
+        "finished", 20, "2 evaluations were no better than that of step 8"
+    )

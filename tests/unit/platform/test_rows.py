@@ -237,3 +237,20 @@ def test_a_mixture_survives_its_recipe_and_may_move() -> None:
         {"manifest": "a.parquet", "weight": 2.0},
         {"manifest": "b.parquet", "weight": 1.0},
     ]
+
+
+def test_rows_with_several_labels_are_trained_on_when_that_is_said(tmp_path: Path) -> None:
+    entries = [
+        {"video_id": f"{i}.mp4", "size": 1, "label": "a" if i < 2 else None}
+        | ({"labels": ["a", "b"]} if i in (2, 3) else {})
+        for i in range(5)
+    ]
+    manifest = Manifest.build(entries, root=str(tmp_path))
+    with pytest.raises(UserError, match=r"2 of the 4 training rows of .* have several labels"):
+        rows.draws_of(manifest, np.arange(4), labels=LabelConfig(), seed=0)
+    several = LabelConfig(several=True)
+    (drawn,) = rows.draws_of(manifest, np.arange(4), labels=several, seed=0)
+    assert drawn.tolist() == [0, 1, 2, 3]
+    with pytest.raises(UserError, match=r"1 of the 5 training rows of .* have no label"):
+        rows.draws_of(manifest, np.arange(5), labels=several, seed=0)
+    assert rows.label_counts(manifest, np.arange(3)).tolist() == [3, 1]
