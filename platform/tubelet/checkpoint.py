@@ -7,7 +7,6 @@ goes on from the one before. The state is flat and complete: parameters and both
 follows from the step.
 """
 
-import hashlib
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
@@ -15,9 +14,8 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from annotated_types import Ge, Gt
 from torch import Tensor, nn
-from torch.distributed.checkpoint import FsspecReader, FsspecWriter
 
-from clips import storage
+from tubelet.node_copies import NodeCopies
 from tubelet.optim import ShardedAdamW
 from tubelet.run_directory import Commit, RunDirectory
 
@@ -39,38 +37,46 @@ class CheckpointConfig:
     """Export the model of the least held-out loss to ``export/best`` (the averaged one, with ``optim.ema``)."""
     background: bool = field(default=True, metadata={"resume": "free"})
     """Write while training goes on; false waits for every checkpoint."""
+    node_dir: str | None = field(default=None, metadata={"resume": "free"})
+    """Of a run in a bucket: where each node keeps its newest two checkpoints; null: the temporary folder."""
 
 
 class DamagedCheckpointError(RuntimeError):
     """A committed checkpoint is not what its commit says; it has been set aside."""
 
 
-def load(run: RunDirectory, name: str, *, model: nn.Module, optimizer: ShardedAdamW) -> Commit:
+def load(
+    run: RunDirectory,
+    name: str,
+    *,
+    model: nn.Module,
+    optimizer: ShardedAdamW,
+    node_dir: str | None = None,
+) -> Commit:
     """Load a committed checkpoint in place (a collective), after checking every hash.
 
     Raises:
         DamagedCheckpointError: on every rank, when a file is missing or differs from its commit; from then on the
             checkpoint does not exist for readers.
     """
-    rank, world_size = dist.get_rank(), dist.get_world_size()
+    world_size = dist.get_world_size()
     commit = run.commit(name)
     folder = run.path("checkpoints", name)
-    bad = [
-        file
-        for number, (file, expected) in enumerate(sorted(commit.files.items()))
-        if number % world_size == rank and fingerprint(f"{folder}/{file}") != expected
-    ]
+    copies = NodeCopies(run, node_dir)
+    bad = copies.fetch(commit, rank=dist.get_rank(), world_size=world_size)
     gathered: list[Any] = [None] * world_size
     dist.all_gather_object(gathered, bad)
-    if damaged := [file for files in gathered for file in files]:
-        if rank == 0:
+    if damaged := sorted({file for files in gathered for file in files}):
+        copies.drop(name)
+        if dist.get_rank() == 0:
             run.set_aside(name, damaged)
         dist.barrier()
         raise DamagedCheckpointError(
             f"{folder}: {', '.join(damaged)} differ from what was committed; "
             "set aside, resuming from the checkpoint before it"
         )
-    dcp.load(state_of(model, optimizer), storage_reader=_reader(folder))
+    reader = dcp.FileSystemReader(copies.folder(name))
+    dcp.load(state_of(model, optimizer), storage_reader=reader)
     return commit
 
 
@@ -79,31 +85,6 @@ def state_of(model: nn.Module, optimizer: ShardedAdamW) -> dict[str, dict[str, T
     return {"model": {n: p.detach() for n, p in model.named_parameters()}, **optimizer.moments()}
 
 
-def fingerprint(uri: str) -> dict[str, Any]:
-    """Size in bytes and SHA-256 of a stored file; size -1 when it does not exist."""
-    if not storage.exists(uri):
-        return {"size": -1, "sha256": ""}
-    digest, size = hashlib.sha256(), 0
-    with storage.open_seekable(uri) as file:
-        while block := file.read(1 << 22):
-            digest.update(block)
-            size += len(block)
-    return {"size": size, "sha256": digest.hexdigest()}
-
-
 def wrote(name: str, rank: int) -> bool:
     """Whether a rank has written this file of a checkpoint."""
     return name.startswith(f"__{rank}_") or (rank == 0 and name == ".metadata")
-
-
-def writer(folder: str) -> dcp.StorageWriter:
-    """Writes a checkpoint's shards into a folder, one file a rank."""
-    if storage.is_local(folder):
-        return dcp.FileSystemWriter(storage.local_path(folder), single_file_per_rank=True)
-    return FsspecWriter(folder, single_file_per_rank=True)
-
-
-def _reader(folder: str) -> dcp.StorageReader:
-    if storage.is_local(folder):
-        return dcp.FileSystemReader(storage.local_path(folder))
-    return FsspecReader(folder)

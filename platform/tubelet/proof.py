@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 from clips import storage
-from tubelet import audit, checkpoint
+from tubelet import audit
 from tubelet.audit import AuditReport
 from tubelet.config import UserError
 from tubelet.ledger import Ledger, Part
@@ -72,7 +72,7 @@ def damaged_files(run: RunDirectory) -> list[str]:
         for commit in commits
         if commit.step <= last.get(commit.attempt, -1)
         for name, expected in sorted(commit.audit.items())
-        if checkpoint.fingerprint(run.path("audit", name)) != expected
+        if storage.fingerprint(run.path("audit", name)) != expected
     ]
 
 

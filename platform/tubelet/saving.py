@@ -31,6 +31,7 @@ from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from clips import storage
 from tubelet import checkpoint, pulse, quarantine, retention
 from tubelet.checkpoint import CheckpointConfig
+from tubelet.node_copies import NodeCopies
 from tubelet.optim import ShardedAdamW
 from tubelet.quarantine import Entry
 from tubelet.run_directory import Commit, RunDirectory, checkpoint_name
@@ -76,6 +77,7 @@ class Saver:
     ) -> None:
         self._run, self._attempt, self._config = run, attempt, config
         self._rank, self._world_size = dist.get_rank(), dist.get_world_size()
+        self._copies = NodeCopies(run, config.node_dir)
         self._group: Any = dist.new_group(backend="gloo")
         self._stager = DefaultStager(
             StagingOptions(
@@ -158,7 +160,6 @@ class Saver:
 
     def _save(self, step: int, state: Any, contents: _Contents) -> str | None:
         name = checkpoint_name(step, self._attempt)
-        folder = self._run.path("checkpoints", name)
         errors: list[str] = []
         files: dict[str, Any] = {}
         audit: dict[str, Any] = {}
@@ -168,24 +169,25 @@ class Saver:
                 quarantine.write(self._run, name, contents.bad)
             for file, content in contents.audit.items():
                 storage.write_bytes(self._run.path("audit", file), content)
-                audit[file] = checkpoint.fingerprint(self._run.path("audit", file))
+                audit[file] = storage.fingerprint(self._run.path("audit", file))
         with _noting(errors):  # fails on all ranks when it does on one
-            dcp.save(state, storage_writer=checkpoint.writer(folder), process_group=self._group)
+            writer = dcp.FileSystemWriter(self._copies.folder(name), single_file_per_rank=True)
+            dcp.save(state, storage_writer=writer, process_group=self._group)
         with _noting(errors):
-            for file in storage.list_names(folder):
+            for file in self._copies.written(name):
                 if checkpoint.wrote(file, self._rank):
-                    files[file] = checkpoint.fingerprint(f"{folder}/{file}")
+                    files[file] = self._copies.send(name, file)
         everyone: list[Any] = [None] * self._world_size
         dist.all_gather_object(everyone, (files, audit, errors), group=self._group)
         failed = [text for _, _, texts in everyone for text in texts]
         pulse.background(step, "commit")
         said = [failed[0] if failed else None]
-        if (
-            self._rank == 0 and failed
-        ):  # everyone has stopped writing: make room where the disk is full
+        if failed:  # everyone has stopped writing: make room where the disk is full
+            self._copies.drop(name)
             with _noting([]):
-                storage.remove(folder)
-                storage.remove(quarantine.uri_of(self._run, name))
+                if self._rank == 0:
+                    storage.remove(self._run.path("checkpoints", name))
+                    storage.remove(quarantine.uri_of(self._run, name))
         if self._rank == 0 and not failed:
             with _noting(failed):
                 self._commit(step, everyone, contents.points, contents.best)
@@ -193,6 +195,7 @@ class Saver:
         dist.broadcast_object_list(said, src=0, group=self._group)
         if said[0] is None:
             self.committed = step
+            self._copies.prune()
             if self._rank == 0:
                 with _noting([]):
                     retention.prune(self._run, self._config)

@@ -1,5 +1,6 @@
 """Saving, damaging and loading checkpoints of a small model: what ranks run in tests."""
 
+import os
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 
+from clips import storage
 from optimising import small_model, update, whole
 from tubelet import checkpoint, sharding
 from tubelet.checkpoint import CheckpointConfig, DamagedCheckpointError
@@ -31,12 +33,15 @@ def _contents(model: Any, optimizer: ShardedAdamW) -> dict[str, Any]:
     }
 
 
-def save_small(uri: str, step: int, *, background: bool = True) -> dict[str, Any]:
+def save_small(
+    uri: str, step: int, *, background: bool = True, node_dir: str | None = None
+) -> dict[str, Any]:
     """Train a few steps, save as attempt 1, train on; returns what the checkpoint must hold."""
     model, optimizer = _sharded()
     for number in range(3):
         update(model, optimizer, number, None)
-    saver = Saver(RunDirectory(uri), attempt=1, config=CheckpointConfig(background=background))
+    config = CheckpointConfig(background=background, node_dir=node_dir)
+    saver = Saver(RunDirectory(uri), attempt=1, config=config)
     rank = dist.get_rank()
     saver.begin(
         step,
@@ -54,16 +59,37 @@ def save_small(uri: str, step: int, *, background: bool = True) -> dict[str, Any
     return contents
 
 
-def load_small(uri: str, name: str) -> dict[str, Any] | str:
+def load_small(uri: str, name: str, node_dir: str | None = None) -> dict[str, Any] | str:
     """Load into a model of other weights; returns what it then holds, or the error."""
     model, optimizer = _sharded()
     for number in range(7, 9):
         update(model, optimizer, number, None)
     try:
-        checkpoint.load(RunDirectory(uri), name, model=model, optimizer=optimizer)
+        checkpoint.load(
+            RunDirectory(uri), name, model=model, optimizer=optimizer, node_dir=node_dir
+        )
     except DamagedCheckpointError as error:
         return f"DamagedCheckpointError: {error}"
     return _contents(model, optimizer)
+
+
+def save_to_bucket(
+    uri: str, step: int, node_dir: str, environment: dict[str, str]
+) -> dict[str, Any]:
+    """`save_small` on a node whose folder is ``node_dir``."""
+    os.environ.update(environment)
+    return save_small(uri, step, node_dir=node_dir)
+
+
+def load_from_bucket(
+    uri: str, name: str, node_dir: str, environment: dict[str, str]
+) -> tuple[dict[str, Any] | str, int]:
+    """`load_small` on a node whose folder is ``node_dir``; also how many bytes of shards came from the bucket."""
+    os.environ.update(environment)
+    commit = storage.size(f"{RunDirectory(uri).path('checkpoints', name)}/commit.json")
+    before = storage.traffic()
+    loaded = load_small(uri, name, node_dir)
+    return loaded, storage.traffic().since(before).bytes_read - commit
 
 
 def move_small(uri: str, name: str, attempt: int) -> dict[str, Any]:

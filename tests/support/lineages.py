@@ -6,7 +6,6 @@ import numpy as np
 import torch
 
 from clips import storage
-from tubelet import checkpoint
 from tubelet.audit import AuditTrail
 from tubelet.feed import Unit
 from tubelet.ledger import Ledger
@@ -25,7 +24,7 @@ def keep(run: RunDirectory, trail: AuditTrail) -> dict[str, dict[str, Any]]:
     files = trail.take()
     for name, content in files.items():
         storage.write_bytes(run.path("audit", name), content)
-    return {name: checkpoint.fingerprint(run.path("audit", name)) for name in files}
+    return {name: storage.fingerprint(run.path("audit", name)) for name in files}
 
 
 def unit_of(ledger: Ledger, number: int, *, reason: str = "") -> Unit:

@@ -22,6 +22,7 @@ from clips.storage.errors import StorageError
 from clips.storage.files import (
     create_exclusive,
     exists,
+    fingerprint,
     is_folder,
     open_seekable,
     read_bytes,
@@ -29,6 +30,7 @@ from clips.storage.files import (
     remove,
     size,
     stat,
+    upload,
     write_bytes,
 )
 from clips.storage.listing import FileInfo, iterate_files, list_files, list_names
@@ -43,6 +45,7 @@ __all__ = [
     "create_exclusive",
     "current_patience",
     "exists",
+    "fingerprint",
     "forget_clients",
     "is_folder",
     "is_local",
@@ -60,5 +63,6 @@ __all__ = [
     "size",
     "stat",
     "traffic",
+    "upload",
     "write_bytes",
 ]

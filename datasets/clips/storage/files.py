@@ -1,6 +1,7 @@
 """One file at a time: is it there, its bytes, writing it, claiming it."""
 
 import contextlib
+import hashlib
 import os
 import tempfile
 from collections.abc import Callable
@@ -13,6 +14,8 @@ from clips.storage.listing import FileInfo, etag_of, local_info
 from clips.storage.names import is_local, local_path, scheme
 from clips.storage.ranged import RangedFile
 from clips.storage.traffic import Traffic, count
+
+_HASHED_BYTES = 1 << 22
 
 # --- reading ---------------------------------------------------------------------------------
 
@@ -87,6 +90,18 @@ def open_seekable(uri: str, *, size: int | None = None) -> IO[bytes]:
     return cast(IO[bytes], remote)
 
 
+def fingerprint(uri: str) -> dict[str, Any]:
+    """Return size in bytes and SHA-256 of the file at `uri`; size -1 when there is none."""
+    if not exists(uri):
+        return {"size": -1, "sha256": ""}
+    digest, length = hashlib.sha256(), 0
+    with open_seekable(uri) as file:
+        while block := file.read(_HASHED_BYTES):
+            digest.update(block)
+            length += len(block)
+    return {"size": length, "sha256": digest.hexdigest()}
+
+
 def _counted(uri: str, action: Callable[[Any, str], bytes]) -> bytes:
     data = attempt(uri, action, reads=True)
     if not is_local(uri):
@@ -103,6 +118,11 @@ def write_bytes(uri: str, data: bytes) -> None:
         guard(uri, lambda: _write_local(Path(local_path(uri)), data, exclusive=False))
     else:
         attempt(uri, lambda fs, path: fs.pipe_file(path, data))
+
+
+def upload(path: Path, uri: str) -> None:
+    """Bring a local file to `uri`, replacing what is there, in parts where it is large."""
+    attempt(uri, lambda fs, target: fs.put_file(str(path), target))
 
 
 def create_exclusive(uri: str, data: bytes) -> bool:

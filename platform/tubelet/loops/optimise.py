@@ -128,7 +128,11 @@ class Worker:
         if step % per_draw and self._attempt.parent:
             pulse.beat(step, "load")
             commit = checkpoint.load(
-                self._run, self._attempt.parent, model=model, optimizer=optimizer
+                self._run,
+                self._attempt.parent,
+                model=model,
+                optimizer=optimizer,
+                node_dir=plan.checkpoint.node_dir,
             )
             self._best = Best(**commit.best)
             optimizer.set_step(step % per_draw)

@@ -8,7 +8,17 @@ from typing import Any
 import pytest
 import torch
 
-from checkpoints import DAMAGE, load_small, move_small, save_small, save_where_one_rank_cannot
+from ceph import Gateway
+from checkpoints import (
+    DAMAGE,
+    load_from_bucket,
+    load_small,
+    move_small,
+    save_small,
+    save_to_bucket,
+    save_where_one_rank_cannot,
+)
+from clips import storage
 from tubelet import checkpoint
 from tubelet.run_directory import RunDirectory, checkpoint_name
 from workers import run_group
@@ -90,12 +100,12 @@ def test_a_commit_lists_every_file_with_its_hash_and_what_every_rank_adds(
     there = {p.name for p in folder.iterdir()} - {"commit.json"}
     assert set(commit.files) == there == {".metadata", *(f"__{r}_0.distcp" for r in range(3))}
     for name, entry in commit.files.items():
-        assert entry == checkpoint.fingerprint(str(folder / name))
+        assert entry == storage.fingerprint(str(folder / name))
         assert entry["size"] == (folder / name).stat().st_size > 0
         assert len(entry["sha256"]) == 64
     assert (commit.step, commit.attempt, commit.world_size) == (STEP, 1, 3)
     assert commit.audit == {
-        f"rank-{r}": checkpoint.fingerprint(run.path("audit", f"rank-{r}")) for r in range(3)
+        f"rank-{r}": storage.fingerprint(run.path("audit", f"rank-{r}")) for r in range(3)
     }
     assert [entry["size"] for entry in commit.audit.values()] == [0, 1, 2]
     assert commit.points == [{"step": STEP, "metrics": {"train/loss": 1.0}}], "rank 0's, once"
@@ -123,10 +133,57 @@ def test_damage_is_found_on_every_rank_before_anything_is_unpickled(
     assert not (tmp_path / "exploded").exists(), "a pickle that was not ours has run"
 
 
+def test_workers_that_start_again_on_their_node_fetch_nothing_from_the_bucket(
+    object_store: Gateway, tmp_path: Path
+) -> None:
+    run = RunDirectory(f"{object_store.bucket('copies')}/run")
+    run.begin_attempt(ray_run="ray", world_size=2)
+    name = checkpoint_name(STEP, 1)
+
+    def load(world_size: int, node: str) -> list[tuple[Any, int]]:
+        where = str(tmp_path / node)
+        return run_group(
+            world_size, load_from_bucket, run.uri, name, where, object_store.environment
+        )
+
+    first = str(tmp_path / "first")
+    expected = run_group(2, save_to_bucket, run.uri, STEP, first, object_store.environment)[0]
+    size = sum(entry["size"] for entry in run.commit(name).files.values())
+    for loaded, fetched in load(3, "first"):
+        assert_same(loaded, expected)
+        assert fetched == 0
+    (other,) = load(1, "second")
+    assert_same(other[0], expected)
+    assert other[1] == size, "each file once"
+
+    (copy,) = (tmp_path / "first").glob("*/*/*/__1_0.distcp")
+    copy.write_bytes(copy.read_bytes()[:-1])
+    (again,) = load(1, "first")
+    assert_same(again[0], expected)
+    assert again[1] == run.commit(name).files["__1_0.distcp"]["size"], "what is spoilt here, once"
+
+    storage.write_bytes(f"{run.path('checkpoints', name)}/__0_0.distcp", b"spoilt")
+    assert load(1, "first")[0][1] == 0, "a good copy needs no other"
+    (error,) = load(1, "third")
+    assert str(error[0]).endswith("set aside, resuming from the checkpoint before it")
+    assert run.committed() == []
+
+
+def test_a_node_keeps_the_newest_two(object_store: Gateway, tmp_path: Path) -> None:
+    run = RunDirectory(f"{object_store.bucket('newest')}/run")
+    run.begin_attempt(ray_run="ray", world_size=1)
+    for step in (10, 20, 30):
+        run_group(
+            1, save_to_bucket, run.uri, step, str(tmp_path / "node"), object_store.environment
+        )
+    kept = sorted(path.name for path in (tmp_path / "node").glob("*/*/*"))
+    assert kept == [checkpoint_name(step, 1) for step in (20, 30)]
+
+
 def test_a_file_that_is_not_there_has_a_fingerprint_of_its_own(tmp_path: Path) -> None:
-    assert checkpoint.fingerprint(str(tmp_path / "none")) == {"size": -1, "sha256": ""}
+    assert storage.fingerprint(str(tmp_path / "none")) == {"size": -1, "sha256": ""}
     (tmp_path / "empty").touch()
-    empty = checkpoint.fingerprint(str(tmp_path / "empty"))
+    empty = storage.fingerprint(str(tmp_path / "empty"))
     assert empty["size"] == 0
     assert empty["sha256"].startswith("e3b0c44298fc1c14")
 
