@@ -1,5 +1,6 @@
 """The hand-over between jobs: an export folder (safetensors and JSON) in a run's storage, local or remote."""
 
+import json
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -58,6 +59,16 @@ def read_weights(uri: str) -> dict[str, Tensor]:
         "neither an export folder (model.safetensors and config.json), nor a finished run's folder, "
         "nor a .safetensors or .pth file"
     )
+
+
+def class_names(uri: str) -> tuple[str, ...] | None:
+    """What the model in an export's or a run's folder calls its classes; None where nothing says."""
+    for folder in (uri, storage.join(uri, "export")):
+        config = storage.join(folder, _FILES[1])
+        if not uri.endswith(_FILES[0]) and storage.exists(config):
+            names = json.loads(storage.read_bytes(config)).get("class_names")
+            return tuple(names) if names else None
+    return None
 
 
 def read(uri: str) -> Export:

@@ -1,5 +1,6 @@
 """One rank's end of the real loop, fed in process: what groups of workers run in tests of their numbers."""
 
+import functools
 import pickle
 from collections.abc import Iterator
 from dataclasses import replace
@@ -13,18 +14,32 @@ from torch.distributed.device_mesh import init_device_mesh
 
 from tubelet import quarantine
 from tubelet.feed import Feed
+from tubelet.fit import Job
 from tubelet.items import Batch, decode_item
-from tubelet.loops import plans, pretrain
-from tubelet.loops.optimise import Worker
+from tubelet.loops import finetune, plans, pretrain
+from tubelet.loops.optimise import Task, Worker
 from tubelet.quarantine import Quarantine
-from tubelet.recipes import Pretrain
+from tubelet.recipes import Finetune, Pretrain
 from tubelet.run_directory import RunDirectory
 from tubelet.session import Session
 
 
-def decode_stream(recipe: Pretrain, path: Path) -> Path:
+def job_of(recipe: Pretrain | Finetune) -> Job:
+    """The job of a recipe."""
+    return finetune.job(recipe) if isinstance(recipe, Finetune) else pretrain.job(recipe)
+
+
+def task_of(recipe: Pretrain | Finetune, job: Job, session: Session) -> Task:
+    """The task that the job's loop would make."""
+    if isinstance(recipe, Finetune):
+        assert isinstance(job.loop, functools.partial)
+        return finetune.Classifying(recipe, session=session, **job.loop.keywords)
+    return pretrain.Reconstructing(recipe, job.plan, session)
+
+
+def decode_stream(recipe: Pretrain | Finetune, path: Path) -> Path:
     """Decode all items of a run, once for many runs of the loop."""
-    plan = pretrain.job(recipe).plan
+    plan = job_of(recipe).plan
     items = [
         decode_item(number, plan=plan, attempt=0, out={}) for number in range(plan.timetable.items)
     ]
@@ -33,7 +48,7 @@ def decode_stream(recipe: Pretrain, path: Path) -> Path:
 
 
 def train_rank(
-    recipe: Pretrain,
+    recipe: Pretrain | Finetune,
     run_uri: str,
     items: Path,
     stop_after: int | None = None,
@@ -54,7 +69,7 @@ def train_rank(
     Returns:
         How it ended, this rank's points, and their numbers report by report.
     """
-    job = pretrain.job(recipe)
+    job = job_of(recipe)
     run, plan = RunDirectory(run_uri), job.plan
     attempt = run.newest_attempt()
     assert attempt is not None
@@ -82,9 +97,8 @@ def train_rank(
         stop_requested=_After(attempt.step, stop_after, die_after) if rank == 0 else lambda: False,
     )
     steps = replace(plans.step_plan(recipe, plan), report_every_s=report_every_s)
-    task = pretrain.Reconstructing(recipe, plan, session)
     try:
-        outcome = Worker(task=task, plan=steps, session=session).train()
+        outcome = Worker(task=task_of(recipe, job, session), plan=steps, session=session).train()
     except _Died:
         outcome = None
     return {

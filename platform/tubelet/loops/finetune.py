@@ -56,7 +56,7 @@ def job(recipe: Finetune) -> Job:
     ledger = plan.ledger
     start = "random weights"
     if recipe.head.init:
-        report = load(build(recipe, len(classes)), recipe.head)
+        report = load(build(recipe, len(classes)), recipe.head, classes=classes)
         start = f"{recipe.head.init} ({report})"
     return Job(
         kind="finetune",
@@ -87,8 +87,10 @@ def build(recipe: Finetune, classes: int) -> VideoClassifier:
     )
 
 
-def load(model: VideoClassifier, head: HeadConfig) -> LoadReport:
-    """Fill a classifier from ``head.init``.
+def load(model: VideoClassifier, head: HeadConfig, *, classes: Sequence[str]) -> LoadReport:
+    """Fill a classifier of these classes from ``head.init``.
+
+    A head for other classes stays out, even if they are as many, where the export has their names.
 
     Raises:
         UserError: there is nothing to load, or less fits than ``head.match`` asks for, with names and shapes.
@@ -96,8 +98,20 @@ def load(model: VideoClassifier, head: HeadConfig) -> LoadReport:
     assert head.init is not None
     try:
         weights = handover.read_weights(head.init)
+        theirs = handover.class_names(head.init)
     except (ValueError, FileNotFoundError) as error:
         raise UserError(f"head.init: {head.init}: {error}") from error
+    if theirs and len(theirs) == len(classes) and theirs != tuple(classes):
+        if head.match == "all":
+            place = next(
+                n for n, pair in enumerate(zip(theirs, classes, strict=True)) if len({*pair}) > 1
+            )
+            raise UserError(
+                f"head.init: {head.init}: its head has as many classes as the data, but others: class {place} is "
+                f"{theirs[place]!r} there and {classes[place]!r} here; head.match=body starts with a fresh head"
+            )
+        emptied = {name: value[:0] for name, value in weights.items() if name.startswith("head.")}
+        weights |= emptied  # which fits no head
     try:
         return load_pretrained(model, weights, match=head.match)
     except ValueError as error:
@@ -166,7 +180,7 @@ class Classifying:
         torch.manual_seed(self.recipe.run.seed * 1_000_003 + draw)
         model = build(self.recipe, len(self.classes))
         if self.recipe.head.init:
-            load(model, self.recipe.head)
+            load(model, self.recipe.head, classes=self.classes)
         return model
 
     def blocks(self, model: nn.Module) -> Sequence[nn.Module]:

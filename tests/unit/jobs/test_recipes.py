@@ -20,6 +20,7 @@ STACKS: dict[str, list[tuple[type[Pretrain] | type[Finetune], list[str]]]] = {
     # file: every (schema, files from the lowest to this one) that it is used in
     "demo/pretrain.yaml": [(Pretrain, ["demo/pretrain.yaml"])],
     "demo/finetune_pretrained.yaml": [(Finetune, ["demo/finetune_pretrained.yaml"])],
+    "demo/finetune_16_labels.yaml": [(Finetune, ["demo/finetune_16_labels.yaml"])],
     "demo/finetune_scratch.yaml": [(Finetune, ["demo/finetune_scratch.yaml"])],
     "demo/own_videos.yaml": [(Pretrain, ["demo/pretrain.yaml", "demo/own_videos.yaml"])],
     "demo/own_labels.yaml": [

@@ -238,7 +238,9 @@ def pretrained(folder: Path, config: ModelConfig = MODEL) -> dict[str, Tensor]:
 
 def error_of(init: Path) -> str:
     with pytest.raises(UserError) as caught:
-        finetune.load(build_classifier(MODEL, num_classes=4), HeadConfig(init=str(init)))
+        finetune.load(
+            build_classifier(MODEL, num_classes=4), HeadConfig(init=str(init)), classes=CLASSES
+        )
     return str(caught.value)
 
 
@@ -302,9 +304,30 @@ def test_a_head_of_other_classes_is_counted_and_needs_a_word(
         f"its head has {classes} classes, {word} than the 4 of the data: head.match=body starts with a fresh head"
     )
     model = build_classifier(MODEL, num_classes=4)
-    report = finetune.load(model, HeadConfig(init=str(tmp_path), match="body"))
+    report = finetune.load(model, HeadConfig(init=str(tmp_path), match="body"), classes=CLASSES)
     assert report.skipped == ("head.weight", "head.bias")
     assert torch.equal(model.fc_norm.weight, state["fc_norm.weight"])
+
+
+def test_a_head_of_as_many_other_classes_is_told_by_their_names(tmp_path: Path) -> None:
+    state = build_classifier(MODEL, num_classes=4).state_dict()
+    theirs = ("down", "left", "out", "up")
+    handover.write(str(tmp_path), state, MODEL, extra={}, class_names=theirs)
+    assert error_of(tmp_path) == (
+        f"head.init: {tmp_path}: its head has as many classes as the data, but others: class 2 is 'out' there and "
+        "'right' here; head.match=body starts with a fresh head"
+    )
+    for match in ("body", "any"):
+        model = build_classifier(MODEL, num_classes=4)
+        fresh = model.head.weight.clone()
+        other = HeadConfig(init=str(tmp_path), match=match)
+        report = finetune.load(model, other, classes=CLASSES)
+        assert report.skipped == ("head.weight", "head.bias")
+        assert torch.equal(model.head.weight, fresh)
+        assert torch.equal(model.fc_norm.weight, state["fc_norm.weight"])
+    same = HeadConfig(init=str(tmp_path))
+    report = finetune.load(build_classifier(MODEL, num_classes=4), same, classes=theirs)
+    assert report.missing == ()
 
 
 def test_an_authors_file_starts_a_run_with_its_logits(shared: Path) -> None:
@@ -320,14 +343,15 @@ def test_an_authors_file_starts_a_run_with_its_logits(shared: Path) -> None:
         "model.heads=3",
     )
     model = finetune.build(made, 7).eval()
-    report = finetune.load(model, made.head)
+    report = finetune.load(model, made.head, classes="abcdefg")
     assert str(report) == (
         "loaded 32 of 32 tensors that can match, 100%; fresh: nothing; not used: nothing"
     )
     with np.load(folder / "finetune_io.npz", allow_pickle=False) as theirs:
         logits = model(torch.from_numpy(theirs["x_bcthw"])).detach().numpy()
         np.testing.assert_allclose(logits, theirs["logits"], rtol=0, atol=1e-5)
-    report = finetune.load(model, dataclasses.replace(made.head, init=str(folder / "pretrain.pth")))
+    pretrained_ = dataclasses.replace(made.head, init=str(folder / "pretrain.pth"))
+    report = finetune.load(model, pretrained_, classes="abcdefg")
     assert str(report).startswith(
         "loaded 28 of 28 tensors that can match, 100%; fresh: fc_norm.weight"
     )
