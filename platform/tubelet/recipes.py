@@ -53,9 +53,9 @@ class HeadConfig:
     dropout: Annotated[float, Ge(0), Lt(1)] = 0.0
     """Before the last layer."""
     init_scale: Annotated[float, Gt(0)] = 0.001
-    match: Match = "all"
-    """How much of what can match of ``init`` must: all of it; body: all but the head, which starts fresh (for other
-    classes); any: whatever fits."""
+    match: Match | Literal["classes"] = "all"
+    """How much of what can match of ``init`` must: all of it; classes: all, with the rows of the head for the data's
+    classes, found by name; body: all but the head, which starts fresh (for other classes); any: whatever fits."""
 
 
 @dataclass(frozen=True)

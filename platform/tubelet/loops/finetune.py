@@ -30,7 +30,14 @@ from tubelet.run_directory import RunDirectory
 from tubelet.schedules import effective_lr
 from tubelet.session import Outcome, Session
 from tubelet.supervision import Supervision
-from videomae import LoadReport, VideoClassifier, build_classifier, load_pretrained, normalise
+from videomae import (
+    LoadReport,
+    Match,
+    VideoClassifier,
+    build_classifier,
+    load_pretrained,
+    normalise,
+)
 
 _SIDE = re.compile(r"(?<![A-Za-z])(left|right)(?![A-Za-z])", re.IGNORECASE)
 
@@ -101,7 +108,10 @@ def load(model: VideoClassifier, head: HeadConfig, *, classes: Sequence[str]) ->
         theirs = handover.class_names(head.init)
     except (ValueError, FileNotFoundError) as error:
         raise UserError(f"head.init: {head.init}: {error}") from error
-    if theirs and len(theirs) == len(classes) and theirs != tuple(classes):
+    match: Match = "all" if head.match == "classes" else head.match
+    if head.match == "classes":
+        weights = _rows_of(classes, weights, theirs or (), init=head.init)
+    elif theirs and len(theirs) == len(classes) and theirs != tuple(classes):
         if head.match == "all":
             place = next(
                 n for n, pair in enumerate(zip(theirs, classes, strict=True)) if len({*pair}) > 1
@@ -113,9 +123,24 @@ def load(model: VideoClassifier, head: HeadConfig, *, classes: Sequence[str]) ->
         emptied = {name: value[:0] for name, value in weights.items() if name.startswith("head.")}
         weights |= emptied  # which fits no head
     try:
-        return load_pretrained(model, weights, match=head.match)
+        return load_pretrained(model, weights, match=match)
     except ValueError as error:
         raise UserError(f"head.init: {head.init}: {error}{_way_out(model, weights)}") from error
+
+
+def _rows_of(
+    classes: Sequence[str], weights: Mapping[str, Tensor], theirs: Sequence[str], *, init: str
+) -> dict[str, Tensor]:
+    """Weights whose head has the rows of these classes, by their names."""
+    missing = [name for name in classes if name not in theirs]
+    if missing:
+        raise UserError(
+            f"head.init: {init}: head.match=classes takes the head's rows by name, and of {len(classes)} classes of "
+            f"the data it has none for {len(missing)} ({', '.join(repr(name) for name in missing[:3])}): name the "
+            "classes alike, or start with a fresh head by head.match=body"
+        )
+    rows = [theirs.index(name) for name in classes]
+    return {**weights, **{n: weights[n][rows] for n in ("head.weight", "head.bias")}}
 
 
 def _way_out(model: VideoClassifier, weights: Mapping[str, Tensor]) -> str:

@@ -330,6 +330,24 @@ def test_a_head_of_as_many_other_classes_is_told_by_their_names(tmp_path: Path) 
     assert report.missing == ()
 
 
+def test_a_head_may_be_taken_class_by_class(tmp_path: Path) -> None:
+    state = build_classifier(MODEL, num_classes=6).state_dict()
+    theirs = ("out", *reversed(CLASSES), "in")
+    handover.write(str(tmp_path), state, MODEL, extra={}, class_names=theirs)
+    model = build_classifier(MODEL, num_classes=4)
+    by_name = HeadConfig(init=str(tmp_path), match="classes")
+    assert finetune.load(model, by_name, classes=CLASSES).missing == ()
+    for number, name in enumerate(CLASSES):
+        assert torch.equal(model.head.weight[number], state["head.weight"][theirs.index(name)])
+        assert model.head.bias[number] == state["head.bias"][theirs.index(name)]
+    with pytest.raises(UserError) as caught:
+        finetune.load(model, by_name, classes=("hop", *CLASSES[1:]))
+    assert str(caught.value) == (
+        f"head.init: {tmp_path}: head.match=classes takes the head's rows by name, and of 4 classes of the data it has "
+        "none for 1 ('hop'): name the classes alike, or start with a fresh head by head.match=body"
+    )
+
+
 def test_an_authors_file_starts_a_run_with_its_logits(shared: Path) -> None:
     """``finetune.pth`` of the authors' code, through the recipe: head.init and nothing else."""
     folder = shared / "peers" / "official"
