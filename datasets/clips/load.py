@@ -161,8 +161,8 @@ def load_views(
 ) -> np.ndarray:
     """Return the clips of an evaluation: uint8 [V, T, S, S, 3], V = views x crops, without chance.
 
-    `views` clips lie evenly over the video (one: in the middle), and each is cut into `crops`
-    squares of the short side along the long one (one: in the middle). Crops of one view are
+    `views` clips lie evenly over the video (one: in the middle; with `sampling="segments"` each spans all of it), and
+    each is cut into `crops` squares of the short side along the long one (one: in the middle). Crops of one view are
     neighbours in the result.
 
     Raises:
@@ -287,14 +287,16 @@ def _indices(take: Take, reader: Reader) -> list[np.ndarray]:
 
 def _times(take: Take, length: int) -> list[np.ndarray]:
     """Frame indices of each clip, in a span of this length."""
-    timing: dict[str, int] = {"frames": take.frames, "stride": take.config.stride}
-    centre = sampling.centre_indices(length, **timing)
     if take.seeds:
         seeds = take.seeds[:1] * len(take.seeds) if take.config.same_frames else take.seeds
         return [_time(take, length, seed) for seed in seeds]
-    views = [centre]
-    if take.views > 1:
-        views = list(sampling.view_indices(length, views=take.views, **timing))
+    frames, stride = take.frames, take.config.stride
+    if take.config.sampling == "segments":
+        views = sampling.segment_view_indices(length, frames=frames, views=take.views)
+    elif take.views == 1:
+        views = sampling.centre_indices(length, frames=frames, stride=stride)[None]
+    else:
+        views = sampling.view_indices(length, frames=frames, stride=stride, views=take.views)
     return [view for view in views for _ in range(take.crops)]
 
 

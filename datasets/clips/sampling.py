@@ -96,6 +96,19 @@ def view_indices(length: int, *, frames: int, stride: int, views: int) -> np.nda
     )
 
 
+def segment_view_indices(length: int, *, frames: int, views: int) -> np.ndarray:
+    """Return the indices [views, frames] of clips that each take one frame of every segment of the video.
+
+    View k takes the frame k / views of the way into each segment; one view takes its middle.
+    """
+    assert views >= 1, views
+    if views == 1 or length < frames:
+        return np.tile(segment_indices(length, frames=frames, seed=None), (views, 1))
+    tick = length / frames
+    starts = np.arange(views)[:, None] * (tick / views)
+    return (starts + np.arange(frames) * tick).astype(np.int64)
+
+
 def strided_indices(length: int, *, start: int, frames: int, stride: int) -> np.ndarray:
     """Return `frames` indices from `start` by `stride`, held at the last one below `length`."""
     _check(length, frames, stride)

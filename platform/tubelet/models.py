@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from clips import storage
 from tubelet import handover, registry, tracking
@@ -21,6 +22,11 @@ class Source:
     stride: int
     views: int
     crops: int
+
+    @property
+    def sampling(self) -> Literal["strided", "segments"]:
+        """How clips are taken from a video: at the stride, or one frame of each segment, as it was trained."""
+        return "segments" if self.export.extra.get("sampling") == "segments" else "strided"
 
     @property
     def classes(self) -> tuple[str, ...]:

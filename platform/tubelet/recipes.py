@@ -135,11 +135,13 @@ class Evaluate:
     """Squares cut from each clip along its long side."""
     stride: Annotated[int, Ge(1)] | None = None
     """Frames between two of a clip; null: as the model was trained."""
+    workers: Annotated[int, Ge(1)] = 1
+    """Processes that hold the models, each with a GPU where there are as many; predictions are the same with any."""
     decode: DecodeConfig = field(default_factory=DecodeConfig)
     storage: str = "build/runs"
     """Where runs, and MLflow's file without a server, are."""
     output: str = "build/evaluate"
-    """Folder for ``predictions.parquet`` and ``metrics.json``."""
+    """Folder for ``predictions.parquet``, ``metrics.json``, and a table and a picture of each model's classes."""
 
     def __post_init__(self) -> None:
         if not self.model or not all(self.names):

@@ -1,7 +1,13 @@
 """Class probabilities of videos with Ray Data: each is opened once, for all its views and all models.
 
-``range -> decode (CPU tasks) -> classify (actors that hold the models)``. A prediction is the mean of the probabilities
-over a video's views. A video that cannot be decoded keeps its row, with the reason and no probabilities.
+``groups of rows -> decode (CPU tasks) -> classify (actors that hold the models)``. A prediction is the mean of the
+probabilities over a video's views. A video that cannot be decoded keeps its row, with the reason and no probabilities.
+
+The same bits at any number of actors: sums in a matrix product depend on the shape of the batch, so a group is the
+same videos whoever has it, padded to the same number, and goes through the models at once. Each row comes back once,
+or that is an error.
+
+Cost: the last group's padding; a group is as many videos as have 64 MB of clips, one at 5 x 3 views of 224 pixels.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -21,7 +27,7 @@ from tubelet import handover
 from tubelet.config import UserError
 from videomae import build_classifier, normalise
 
-_VIDEOS_PER_BATCH = 16
+_MOST_VIDEOS, _GROUP_BYTES = 16, 64 << 20
 
 
 @dataclass(frozen=True)
@@ -41,6 +47,7 @@ def predict(
     views: Views,
     decode: DecodeConfig,
     gpus: bool,
+    workers: int = 1,
     progress: Callable[[int], None] = lambda done: None,
 ) -> pa.Table:
     """Predict rows of a manifest with one or several models of the same input size.
@@ -52,6 +59,7 @@ def predict(
         views: how each video is looked at.
         decode: how it is decoded.
         gpus: whether models run on a GPU each.
+        workers: actors that hold the models.
         progress: told how many videos are done.
 
     Returns:
@@ -60,6 +68,7 @@ def predict(
 
     Raises:
         UserError: an export is not a classifier, or they differ in input size.
+        RuntimeError: a row came back twice, or not at all.
     """
     models = [handover.read(uri) for uri in exports]
     for uri, export in zip(exports, models, strict=True):
@@ -72,15 +81,18 @@ def predict(
                 f"{uri} takes clips of another size than {exports[0]}: evaluate them apart"
             )
     del models
-    decoder: Any = Decoder(table, rows, frames_and_size(exports[0]), views, decode)
+    shape = frames_and_size(exports[0])
+    each = group_size(views, *shape)
+    decoder: Any = Decoder(table, rows, shape, views, decode, each)
+    groups = max(1, -(-len(rows) // each))
     dataset = (
-        ray.data.range(len(rows), override_num_blocks=max(1, -(-len(rows) // _VIDEOS_PER_BATCH)))
-        .map_batches(decoder, batch_size=_VIDEOS_PER_BATCH, num_cpus=1)
+        ray.data.range(groups, override_num_blocks=groups)
+        .map_batches(decoder, batch_size=1, num_cpus=1)
         .map_batches(
             Classifiers,
-            fn_constructor_args=(list(exports),),
-            batch_size=_VIDEOS_PER_BATCH,
-            concurrency=1,
+            fn_constructor_args=(list(exports), each),
+            batch_size=None,
+            concurrency=workers,
             num_cpus=0 if gpus else 1,
             num_gpus=1 if gpus else 0,
         )
@@ -90,7 +102,18 @@ def predict(
     for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
         batches.append(batch)
         progress(sum(len(b) for b in batches))
-    return pa.concat_tables(batches).sort_by("place").drop_columns(["place"])
+    found = pa.concat_tables(batches).sort_by("place")
+    if found["place"].to_pylist() != list(range(len(rows))):
+        raise RuntimeError(
+            f"{len(rows)} videos were to be predicted once, and came {len(found)} times"
+        )
+    return found.drop_columns(["place"])
+
+
+def group_size(views: Views, frames: int, size: int) -> int:
+    """How many videos go through the models at once."""
+    video = views.views * views.crops * frames * size * size * 3
+    return max(1, min(_MOST_VIDEOS, _GROUP_BYTES // video))
 
 
 def frames_and_size(export: str) -> tuple[int, int]:
@@ -101,19 +124,22 @@ def frames_and_size(export: str) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class Decoder:
-    """From places in ``rows`` to all views of their videos."""
+    """From groups of places in ``rows`` to all views of their videos."""
 
     table: LocalTable
     rows: NDArray[np.int64]
     shape: tuple[int, int]
     views: Views
     decode: DecodeConfig
+    each: int
+    """Videos of a group."""
 
     def __call__(self, batch: Mapping[str, NDArray[Any]]) -> dict[str, Any]:
-        """Ray Data's map function."""
+        """Ray Data's map function: from the number of a group to its videos."""
         frames, size = self.shape
         count = self.views.views * self.views.crops
-        place = batch["id"]
+        (group,) = batch["id"]
+        place = np.arange(group * self.each, min((group + 1) * self.each, len(self.rows)))
         clips = np.zeros((len(place), count, frames, size, size, 3), np.uint8)
         videos = [self.table.video(int(self.rows[i])) for i in place]
         reasons = [""] * len(place)
@@ -133,6 +159,7 @@ class Decoder:
             except DecodeError as error:
                 reasons[i] = str(error)
         return {
+            "group": np.full(len(place), group),
             "place": place,
             "row": np.array([v.row for v in videos], np.int64),
             "video_id": np.array([v.video_id for v in videos], dtype=object),
@@ -143,10 +170,18 @@ class Decoder:
 
 
 class Classifiers:
-    """The models, loaded once by the actor that runs them."""
+    """The models, loaded once by the actor that runs them.
 
-    def __init__(self, exports: list[str]) -> None:
-        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    Args:
+        exports: folders of the models.
+        each: videos of a group; smaller groups are filled up.
+    """
+
+    def __init__(self, exports: list[str], each: int) -> None:
+        self._device, self._each = (
+            torch.device("cuda" if torch.cuda.is_available() else "cpu"),
+            each,
+        )
         self._models = []
         for uri in exports:
             export = handover.read(uri)
@@ -158,17 +193,27 @@ class Classifiers:
             model.load_state_dict(export.state_dict)
             self._models.append(model.eval().to(self._device))
 
-    @torch.inference_mode()
     def __call__(self, batch: dict[str, NDArray[Any]]) -> dict[str, Any]:
-        """Ray Data's map function."""
-        clips_NVTHWC = batch.pop("clips")
-        count, views = clips_NVTHWC.shape[:2]
-        flat = torch.from_numpy(clips_NVTHWC.reshape(-1, *clips_NVTHWC.shape[2:]).copy())
-        clips_BCTHW = normalise(flat.to(self._device))
-        decoded = batch["reason"] == ""
-        for number, model in enumerate(self._models):
-            logits_BK = model(clips_BCTHW).float()
-            mean_NK = logits_BK.softmax(-1).view(count, views, -1).mean(1).cpu().numpy()
-            mean_NK[~decoded] = np.nan
+        """Ray Data's map function; a block holds whole groups."""
+        clips_NVTHWC, group_N = batch.pop("clips"), batch.pop("group")
+        decoded_N = batch["reason"] == ""
+        parts = [self._classify(clips_NVTHWC[group_N == group]) for group in np.unique(group_N)]
+        for number, of_groups in enumerate(zip(*parts, strict=True)):
+            mean_NK = np.concatenate(of_groups)
+            mean_NK[~decoded_N] = np.nan
             batch[f"model_{number}"] = mean_NK
         return batch
+
+    @torch.inference_mode()
+    def _classify(self, clips_NVTHWC: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
+        """Probabilities of a group's videos by each model, [N, K]."""
+        count, views, *shape = clips_NVTHWC.shape
+        full = np.zeros((self._each, views, *shape), np.uint8)
+        full[:count] = clips_NVTHWC
+        clips_BCTHW = normalise(torch.from_numpy(full.reshape(-1, *shape)).to(self._device))
+        found: list[NDArray[np.float32]] = []
+        for model in self._models:
+            probabilities_BK = model(clips_BCTHW).float().softmax(-1)
+            mean_EK = probabilities_BK.view(self._each, views, -1).mean(1)
+            found.append(mean_EK[:count].cpu().numpy())
+        return found

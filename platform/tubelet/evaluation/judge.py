@@ -38,7 +38,7 @@ def labelled_rows(manifest: Manifest, *, held_out: float) -> NDArray[np.int64]:
         chosen = manifest.hold_out(held_out)[1]
     else:
         chosen = np.arange(len(manifest), dtype=np.int64)
-    chosen = chosen[manifest.label_indices()[chosen] >= 0]
+    chosen = chosen[np.isin(chosen, manifest.label_pairs()[0])]
     if not len(chosen):
         raise UserError(
             f"no labelled video of {manifest.uri} to evaluate on: use held_out=0 for all rows, "
@@ -51,13 +51,14 @@ def check(manifest: Manifest, sources: Sequence[models.Source]) -> None:
     """Refuse models that cannot be judged in one pass over these data.
 
     Raises:
-        UserError: they differ in classes or stride, or do not know a class of the data.
+        UserError: they differ in classes, stride or sampling, or do not know a class of the data.
     """
     first = sources[0]
     for other in sources[1:]:
-        if (other.classes, other.stride) != (first.classes, first.stride):
+        pace = (other.classes, other.stride, other.sampling)
+        if pace != (first.classes, first.stride, first.sampling):
             raise UserError(
-                f"{other.name} and {first.name} differ in classes or stride: evaluate them apart"
+                f"{other.name} and {first.name} differ in classes, stride or sampling: evaluate them apart"
             )
     unknown = sorted(set(manifest.classes) - set(first.classes))
     if unknown:
@@ -77,6 +78,7 @@ def judge(
     crops: int = 1,
     stride: int | None = None,
     gpus: bool = False,
+    workers: int = 1,
     progress: Callable[[int], None] = lambda done: None,
 ) -> Judgement:
     """Predict the chosen rows with every model and compare with their labels.
@@ -86,7 +88,7 @@ def judge(
     """
     check(manifest, sources)
     first = sources[0]
-    clip = ClipConfig(stride=stride or first.stride)
+    clip = ClipConfig(stride=stride or first.stride, sampling=first.sampling)
     predictions = predict(
         manifest.local_table(rows.cache_folder()),
         chosen,
@@ -94,6 +96,7 @@ def judge(
         views=Views(clip, views, crops),
         decode=decode,
         gpus=gpus,
+        workers=workers,
         progress=progress,
     )
     reasons = predictions["reason"].to_pylist()
@@ -103,12 +106,11 @@ def judge(
             f"none of the {len(chosen)} videos to evaluate on could be decoded; "
             f"{predictions['video_id'][0]}: {reasons[0]}"
         )
-    place = np.array([first.classes.index(name) for name in manifest.classes], np.int64)
-    labels = place[predictions["label"].to_numpy()]
+    truth_VK = _truth(manifest, chosen, classes=first.classes)
     accuracies = [
         accuracy(
             np.stack(predictions[f"model_{n}"].to_numpy(zero_copy_only=False))[decoded],
-            labels[decoded],
+            truth_VK[decoded],
         )
         for n in range(len(sources))
     ]
@@ -118,3 +120,15 @@ def judge(
         accuracies,
         [f"{name}: {reason}" for name, reason in zip(names, reasons, strict=True) if reason],
     )
+
+
+def _truth(
+    manifest: Manifest, chosen: NDArray[np.int64], *, classes: Sequence[str]
+) -> NDArray[np.bool_]:
+    """Which of a model's classes each chosen row has, [V, K]."""
+    rows_P, classes_P = manifest.label_pairs()
+    theirs = np.array([classes.index(name) for name in manifest.classes], np.int64)
+    here_P = np.isin(rows_P, chosen)
+    truth_VK = np.zeros((len(chosen), len(classes)), bool)
+    truth_VK[np.searchsorted(chosen, rows_P[here_P]), theirs[classes_P[here_P]]] = True
+    return truth_VK

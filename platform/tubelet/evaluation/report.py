@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from clips import Manifest, storage
 from tubelet import cluster, config, models, terminal, tracking
-from tubelet.evaluation import judge
+from tubelet.evaluation import judge, tables
 from tubelet.evaluation.metrics import Accuracy
 from tubelet.recipes import Evaluate
 
@@ -30,7 +30,7 @@ def evaluate(
     judge.check(manifest, sources)
     root = storage.absolute(recipe.storage)
     uri = tracking.resolve_uri(root)
-    gpus = cluster.connect(trainer_cpus=1).gpus > 0
+    gpus = cluster.connect(trainer_cpus=recipe.workers).gpus >= recipe.workers
     with terminal.progress("evaluate", len(chosen), unit="videos") as bar:
         judgement = judge.judge(
             manifest,
@@ -41,10 +41,11 @@ def evaluate(
             stride=recipe.stride,
             decode=recipe.decode,
             gpus=gpus,
+            workers=recipe.workers,
             progress=bar.update,
         )
     terminal.table(
-        ("model", "videos", "top-1 %", "top-5 %", "mean class %"),
+        ("model", "videos", "top-1 %", "top-5 %", "mean class %", "mAP %"),
         [
             (
                 s.name,
@@ -52,6 +53,7 @@ def evaluate(
                 f"{a.top1:.2%}"[:-1],
                 f"{a.top5:.2%}"[:-1],
                 f"{a.mean_class:.2%}"[:-1],
+                f"{a.mean_ap:.2%}"[:-1],
             )
             for s, a in zip(sources, judgement.accuracies, strict=True)
         ],
@@ -65,10 +67,14 @@ def evaluate(
     folder = Path(recipe.output)
     folder.mkdir(parents=True, exist_ok=True)
     pq.write_table(judgement.predictions, folder / "predictions.parquet")
+    for number, (s, a) in enumerate(zip(sources, judgement.accuracies, strict=True)):
+        (folder / f"classes_{number}.csv").write_text(tables.by_class(a, s.classes))
+        picture = tables.confusion_picture(a, s.classes, title=f"{s.name}: top-1 {a.top1:.1%}")
+        (folder / f"confusion_{number}.png").write_bytes(picture)
     metrics = {s.name: _plain(a) for s, a in zip(sources, judgement.accuracies, strict=True)}
     (folder / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")
     _log(recipe, manifest, judgement.accuracies, folder, uri=uri, root=root)
-    terminal.say(f"predictions and metrics in {folder}")
+    terminal.say(f"predictions, metrics, tables and pictures of the classes in {folder}")
     return judgement
 
 
@@ -93,7 +99,7 @@ def _log(
     )
     client = tracking.connect(uri)
     for number, each in enumerate(accuracies):
-        for name in ("top1", "top5", "mean_class"):
+        for name in ("top1", "top5", "mean_class", "mean_ap"):
             client.log_metric(run_id, f"eval/{name}", getattr(each, name), step=number)
     tracking.log_artifacts(uri, run_id=run_id, folder=folder)
     tracking.finish_run(uri, run_id=run_id, status="FINISHED")
@@ -107,4 +113,7 @@ def _weakest(accuracy: Accuracy, classes: Sequence[str]) -> list[str]:
 
 
 def _plain(accuracy: Accuracy) -> dict[str, Any]:
-    return {k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in asdict(accuracy).items()}
+    """As JSON: without the confusion matrix, which has a picture, and null for what is not a number."""
+    found = {k: v for k, v in asdict(accuracy).items() if k != "confusion"}
+    found["ap_by_class"] = [None if np.isnan(p) else p for p in accuracy.ap_by_class.tolist()]
+    return {k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in found.items()}

@@ -10,7 +10,7 @@ from clips import Manifest
 from tubelet.config import ConfigError, UserError, from_command_line
 from tubelet.demo import run, stages, study
 from tubelet.demo.run import Demo
-from tubelet.evaluation.metrics import Accuracy
+from tubelet.evaluation.metrics import accuracy
 
 
 def demo(*arguments: str) -> Demo:
@@ -161,13 +161,13 @@ def test_a_single_draw_is_not_given_a_standard_error() -> None:
 def test_the_table_names_the_classes_that_there_are(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    right, wrong = (
-        Accuracy(14, top1, 1.0, top1, np.array([7, 7]), np.array([7, 7])) for top1 in (0.5, 0.25)
-    )
+    truth = np.arange(16)[:, None] % 4 == np.arange(4)
+    scores = [np.where(np.arange(16)[:, None] < right, truth, ~truth) * 1.0 for right in (8, 4)]
+    right, wrong = (accuracy(score, truth) for score in scores)
     run._tell(tmp_path, tmp_path, [right], [wrong], classes=4, labels="all their labels")
     said = capsys.readouterr().out
     assert "+25.0" in said
-    assert "on 14 held-out videos of 4 classes (chance 25.0 %), all their labels; a single" in said
+    assert "on 16 held-out videos of 4 classes (chance 25.0 %), all their labels; a single" in said
 
 
 def test_stages_are_timed_by_name_and_told_by_title(capsys: pytest.CaptureFixture[str]) -> None:

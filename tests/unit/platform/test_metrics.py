@@ -8,7 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from tubelet.evaluation.metrics import Accuracy, accuracy
+from tubelet.evaluation.metrics import Accuracy, average_precision, one_class_each
+from tubelet.evaluation.metrics import accuracy as accuracy_of
+
+
+def accuracy(scores: NDArray[np.floating], labels: NDArray[np.int64]) -> Accuracy:
+    """Of videos with one class each."""
+    return accuracy_of(scores, one_class_each(labels, classes=scores.shape[1]))
 
 
 def slow(probabilities: NDArray[np.floating], labels: NDArray[np.int64]) -> dict[str, object]:
@@ -21,21 +27,45 @@ def slow(probabilities: NDArray[np.floating], labels: NDArray[np.int64]) -> dict
         right[label] += order[0] == label
         top5 += label in order[:5]
     shares = [r / v for r, v in zip(right, videos, strict=True) if v]
+    confusion = [[0] * classes for _ in range(classes)]
+    for row, label in zip(probabilities.tolist(), labels.tolist(), strict=True):
+        confusion[label][max(range(classes), key=lambda k: (row[k], -k))] += 1
+    precisions = [
+        slow_ap(probabilities[:, k].tolist(), (labels == k).tolist()) for k in range(classes)
+    ]
+    known = [p for p in precisions if p is not None]
     return {
         "videos": len(labels),
         "top1": sum(right) / len(labels),
         "top5": top5 / len(labels),
         "mean_class": sum(shares) / len(shares),
+        "mean_ap": sum(known) / len(known),
+        "ap_by_class": precisions,
+        "confusion": confusion,
         "right_by_class": right,
         "videos_by_class": videos,
     }
+
+
+def slow_ap(scores: list[float], truth: list[bool]) -> float | None:
+    """Threshold by threshold."""
+    total, before, area = sum(truth), 0, 0.0
+    for threshold in sorted(set(scores), reverse=True):
+        passed = [t for score, t in zip(scores, truth, strict=True) if score >= threshold]
+        area += (sum(passed) - before) * sum(passed) / len(passed)
+        before = sum(passed)
+    return area / total if total else None
 
 
 def check(found: Accuracy, wanted: dict[str, object]) -> None:
     assert {f.name for f in fields(found)} == set(wanted)
     for name, value in wanted.items():
         got = getattr(found, name)
-        if isinstance(got, np.ndarray):
+        if name == "ap_by_class":
+            assert isinstance(value, list)
+            for mine, theirs in zip(got.tolist(), value, strict=True):
+                assert np.isnan(mine) if theirs is None else mine == pytest.approx(theirs)
+        elif isinstance(got, np.ndarray):
             assert got.tolist() == value, name
         else:
             assert got == pytest.approx(value, abs=1e-12), name
@@ -83,3 +113,22 @@ def test_no_videos_and_foreign_labels_are_refused_by_name() -> None:
         accuracy(np.ones((2, 3)), np.array([1, 3]))
     with pytest.raises(ValueError, match=r"^labels lie between -1 and 2, "):
         accuracy(np.ones((2, 3)), np.array([-1, 2]))
+
+
+def test_a_video_of_several_classes_is_right_when_the_likeliest_is_one_of_them() -> None:
+    scores = np.array([[0.1, 0.7, 0.2], [0.6, 0.3, 0.1]])
+    truth = np.array([[False, True, True], [False, True, False]])
+    found = accuracy_of(scores, truth)
+    assert (found.top1, found.videos_by_class.tolist()) == (0.5, [0, 2, 1])
+    assert found.confusion.tolist() == [[0, 0, 0], [1, 1, 0], [0, 1, 0]]
+    assert found.mean_ap == pytest.approx((1.0 + 1.0) / 2)
+    with pytest.raises(ValueError, match=r"^1 of 2 videos have no class$"):
+        accuracy_of(scores, truth & (truth.sum(1, keepdims=True) > 1))
+
+
+def test_average_precision_of_a_ranking_by_hand() -> None:
+    truth = np.array([True, False, True, False, True])
+    assert average_precision(np.array([5.0, 4, 3, 2, 1]), truth) == pytest.approx(
+        (1 + 2 / 3 + 3 / 5) / 3
+    )
+    assert average_precision(np.ones(5), truth) == pytest.approx(3 / 5), "all pass at once"
