@@ -69,7 +69,8 @@ def evaluate(
     pq.write_table(judgement.predictions, folder / "predictions.parquet")
     for number, (s, a) in enumerate(zip(sources, judgement.accuracies, strict=True)):
         (folder / f"classes_{number}.csv").write_text(tables.by_class(a, s.classes))
-        picture = tables.confusion_picture(a, s.classes, title=f"{s.name}: top-1 {a.top1:.1%}")
+        title = f"{s.name.rstrip('/').rsplit('/', 1)[-1]}: top-1 {a.top1:.1%}"
+        picture = tables.confusion_picture(a, s.classes, title=title)
         (folder / f"confusion_{number}.png").write_bytes(picture)
     metrics = {s.name: _plain(a) for s, a in zip(sources, judgement.accuracies, strict=True)}
     (folder / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")
