@@ -9,8 +9,11 @@ from torch import Tensor
 
 from clips import storage
 from videomae import Export, ModelConfig, load_export, read_state_dict, save_export
+from videomae.weights.export import CONFIG_FILE, WEIGHTS_FILE
 
-_FILES = ("model.safetensors", "config.json")  # the second last: it makes the folder complete
+FILES = (WEIGHTS_FILE, CONFIG_FILE)
+"""Of an export's folder; the second is written last and makes it complete."""
+WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".pyth")
 
 
 def write(
@@ -24,15 +27,20 @@ def write(
     """Write a model to the folder ``uri``."""
     with tempfile.TemporaryDirectory() as local:
         save_export(local, state, config, extra, class_names=class_names)
-        for name in _FILES:
-            storage.write_bytes(storage.join(uri, name), (Path(local) / name).read_bytes())
+        copy(local, uri)
+
+
+def copy(export: str | Path, uri: str) -> None:
+    """Copy a local export to the folder ``uri``."""
+    for name in FILES:
+        storage.write_bytes(storage.join(uri, name), (Path(export) / name).read_bytes())
 
 
 def fetch(uri: str, folder: str | Path) -> Path:
     """Copy the export at ``uri`` to a local folder (nothing to do when it is local already)."""
     if storage.is_local(uri):
         return Path(storage.local_path(uri))
-    for name in _FILES:
+    for name in FILES:
         storage.write_bytes(str(Path(folder) / name), storage.read_bytes(storage.join(uri, name)))
     return Path(folder)
 
@@ -43,7 +51,7 @@ def read_weights(uri: str) -> dict[str, Tensor]:
     Raises:
         ValueError: none of these is there.
     """
-    if uri.endswith((".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".pyth")):
+    if uri.endswith(WEIGHT_SUFFIXES):
         with tempfile.TemporaryDirectory() as local:
             path = Path(local) / uri.rsplit("/", 1)[-1]
             if storage.is_local(uri):

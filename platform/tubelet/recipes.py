@@ -44,7 +44,8 @@ class HeadConfig:
     """Section ``head``: what is added to the encoder, and where the encoder comes from."""
 
     init: str | None = None
-    """An export folder, a safetensors file or an authors' .pth; null trains from scratch. Its content is fixed."""
+    """A run's name or folder, an export, models:/NAME@ALIAS, runs:/ID/PATH, a safetensors file or an authors' .pth,
+    local or s3://; null trains from scratch. Its content is fixed."""
     pooling: Literal["mean", "token0"] = "mean"
     dropout: Annotated[float, Ge(0), Lt(1)] = 0.0
     """Before the last layer."""

@@ -7,7 +7,7 @@ gains between -4 and +31 points), and one start of the trainer costs as much as 
 
 import functools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from tubelet import handover, pictures, rows
+from tubelet import handover, origins, pictures, rows
 from tubelet.config import UserError
 from tubelet.feed import Unit
 from tubelet.fit import Job
@@ -45,7 +45,9 @@ def job(recipe: Finetune) -> Job:
     ledger = plan.ledger
     start = "random weights"
     if recipe.head.init:
-        report = load(build(recipe, len(data_set.classes)), recipe.head.init)
+        recipe = settled(recipe, recipe.head.init)
+        model = build(recipe, len(data_set.classes))
+        report = load(model, recipe.head.init or "", root=recipe.run.storage)
         start = f"{recipe.head.init} ({report})"
     return Job(
         kind="finetune",
@@ -75,14 +77,23 @@ def build(recipe: Finetune, classes: int) -> VideoClassifier:
     )
 
 
-def load(model: VideoClassifier, init: str) -> LoadReport:
-    """Fill a classifier's encoder from ``head.init``.
+def settled(recipe: Finetune, init: str) -> Finetune:
+    """The recipe with a ``head.init`` that means the same tomorrow and can be read by workers (``origins``)."""
+    try:
+        init = origins.settle(init, root=recipe.run.storage)
+    except UserError as error:
+        raise UserError(f"head.init: {init}: {error}") from error
+    return replace(recipe, head=replace(recipe.head, init=init))
+
+
+def load(model: VideoClassifier, init: str, *, root: str) -> LoadReport:
+    """Fill a classifier's encoder from a settled ``head.init``; ``root`` is ``run.storage``.
 
     Raises:
         UserError: there is nothing to load, or it does not fit, with names and shapes.
     """
     try:
-        return load_pretrained(model, handover.read_weights(init))
+        return load_pretrained(model, origins.read(init, root=root))
     except (ValueError, FileNotFoundError) as error:
         raise UserError(f"head.init: {init}: {error}") from error
 
@@ -125,7 +136,7 @@ class Classifying:
         torch.manual_seed(self.recipe.run.seed * 1_000_003 + draw)
         model = build(self.recipe, len(self.classes))
         if self.recipe.head.init:
-            load(model, self.recipe.head.init)
+            load(model, self.recipe.head.init, root=self.session.run.uri.rpartition("/")[0])
         return model
 
     def blocks(self, model: nn.Module) -> Sequence[nn.Module]:

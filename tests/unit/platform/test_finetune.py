@@ -234,7 +234,7 @@ def pretrained(folder: Path, config: ModelConfig = MODEL) -> dict[str, Tensor]:
 
 def error_of(init: Path) -> str:
     with pytest.raises(UserError) as caught:
-        finetune.load(build_classifier(MODEL, num_classes=4), str(init))
+        finetune.load(build_classifier(MODEL, num_classes=4), str(init), root="/nowhere")
     return str(caught.value)
 
 
