@@ -1,106 +1,398 @@
-"""Predict the labels of videos: find and probe them, classify what can be decoded, write Parquet and a picture."""
+"""Predict the labels of all videos of a source on Ray, and go on where that was interrupted.
 
+The source is scanned first (``clips.preparation``, which resumes by itself); then every video that has no prediction
+yet is decoded and classified, and what comes of it is kept in parts (``parts``): a kill costs the videos under way and
+the unfinished parts. A video that cannot be decoded is listed apart, with the reason, and ends nothing. A storage that
+fails ends the work, which the same command continues.
+
+``range -> decode (CPU tasks) -> label (actors that hold the model)``. The weights travel through Ray's object store, so
+that a model that was fetched from the registry needs no place that all nodes can reach.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
-from clips import ClipConfig, Manifest, Rejected, load_views
-from clips.pipeline import PrepareConfig, find, prepare
-from tubelet import cluster, models, rows, terminal, visualize
-from tubelet.evaluation.inference import Views, predict
+from clips import ClipConfig, Rejected, StorageError, storage
+from clips.disposable import take_clips
+from clips.earlier import rejected_place, write_rejected
+from clips.load import Take
+from clips.manifest import Manifest
+from clips.pipeline import (
+    PrepareConfig,
+    Prepared,
+    ScanStopped,
+    compare,
+    find,
+    look_inside,
+    settle,
+)
+from tubelet import cluster, file_jobs, models, rows, terminal, visualize
+from tubelet.config import UserError
+from tubelet.evaluation.inference import Decoder, Views
+from tubelet.parts import Gathering, Key, Part, Parts, deal, keys_of
 from tubelet.recipes import Predict
+from videomae import Export, normalise
+
+_CLIPS_PER_BATCH, _MOST_BLOCKS = 16, 2000
+_SHOWN = 10
+
+
+class PredictionStopped(Exception):
+    """The storage of the videos has failed; what was done is kept."""
 
 
 @dataclass(frozen=True)
 class Predictions:
     """What came of it."""
 
-    table: pa.Table
-    """video_id, labels and probabilities (likeliest first; empty when undecodable), reason."""
+    uri: str
+    """Folder of the parts."""
+    predicted: int
+    first: tuple[dict[str, Any], ...]
+    """A few of them, to show."""
     rejected: tuple[Rejected, ...]
-    """Files that are no usable videos."""
-    picture: Path | None
+    """Files that are no usable videos, and videos that could not be decoded."""
+    reasons: dict[str, int]
+    """How many of them for each reason."""
+    rejected_uri: str
+    """Where all of them are listed."""
+    picture: str | None
     """The frames that the first prediction was made from; None when nothing could be decoded."""
+
+    def summary(self) -> str:
+        """Where everything is, in a line for people."""
+        text = (
+            f"{self.predicted} videos predicted, {len(self.rejected)} files rejected: "
+            f"{storage.redact(self.uri)}"
+        )
+        return (
+            f"{text}; frames of the first in {storage.redact(self.picture)}"
+            if self.picture
+            else text
+        )
 
 
 def run(recipe: Predict, source: models.Source) -> Predictions:
     """Predict everything that ``recipe.source`` names; connects to Ray once that is found.
 
     Raises:
+        UserError: the folder holds predictions of another kind.
         ValueError: nothing usable is there (of clips' kinds: the user's mistake).
+        PredictionStopped: the storage has failed in the middle; the same call goes on from there.
     """
-    folder = Path(recipe.output)
-    folder.mkdir(parents=True, exist_ok=True)
-    wanted = PrepareConfig(
-        source=recipe.source, manifest=str(folder / "manifest.parquet"), decode=recipe.decode
-    )
-    found = find(wanted)
-    gpus = cluster.connect(trainer_cpus=1).gpus > 0
-    prepared = prepare(wanted, found=found)
+    folder = storage.absolute(recipe.output)
+    parts = Parts(folder)
+    views = _views(recipe, source)
+    _claim(recipe, source, views, folder=folder, parts=parts)
+    prepared = _scan(recipe, folder)
     manifest = prepared.manifest
-    views = Views(
+    videos = keys_of(manifest.table)
+    done = parts.settled(videos, retry=recipe.retry_rejected)
+    todo = deal(videos, done, taken=parts.names())
+    if done:
+        terminal.say(f"{len(done)} of {len(videos)} videos were predicted before")
+    if todo:
+        _predict(recipe, source, views, manifest, videos, todo, parts=parts)
+    return _summary(recipe, source, views, prepared, parts=parts, folder=folder)
+
+
+# --- before ----------------------------------------------------------------------------------
+
+
+def _views(recipe: Predict, source: models.Source) -> Views:
+    return Views(
         ClipConfig(stride=recipe.stride or source.stride),
         recipe.views or source.views,
         recipe.crops or source.crops,
     )
-    with terminal.progress("predict", len(manifest), unit="videos") as bar:
-        raw = predict(
-            manifest.local_table(rows.cache_folder()),
-            np.arange(len(manifest), dtype=np.int64),
-            exports=[source.folder],
-            views=views,
-            decode=recipe.decode,
-            gpus=gpus,
-            progress=bar.update,
+
+
+def _claim(
+    recipe: Predict, source: models.Source, views: Views, *, folder: str, parts: Parts
+) -> None:
+    """See that the folder is for these predictions, and say so in it."""
+    place = storage.join(folder, "predict.json")
+    asked = {
+        "source": storage.redact(storage.absolute(recipe.source)),
+        "weights": source.digest,
+        "stride": views.clip.stride,
+        "views": views.views,
+        "crops": views.crops,
+        "top_k": recipe.top_k,
+    }
+    if recipe.fresh:
+        parts.clear()
+    elif storage.exists(place):
+        before = json.loads(storage.read_bytes(place))
+        changed = [
+            f"  {name}: {before.get(name)} -> {asked[name]}"
+            for name in asked
+            if before.get(name) != asked[name]
+        ]
+        if changed:
+            raise UserError(
+                f"{storage.redact(folder)} holds predictions of another kind (model {before.get('model')}, now "
+                f"{source.name}):\n"
+                + "\n".join(changed)
+                + "\nask as before, choose another output=, or delete them "
+                "with fresh=true"
+            )
+    told = {"model": storage.redact(source.name), **asked}
+    storage.write_bytes(place, json.dumps(told, indent=1).encode())
+
+
+def _scan(recipe: Predict, folder: str) -> Prepared:
+    """Find the videos and look inside those that are new or have changed."""
+    wanted = PrepareConfig(
+        source=recipe.source,
+        manifest=storage.join(folder, "manifest.parquet"),
+        retry_rejected=recipe.retry_rejected,
+        decode=recipe.decode,
+    )
+    with file_jobs.counting("list", None, unit="files") as show:
+        found = find(wanted, progress=show)
+    plan = compare(wanted, found)
+    if plan.known or plan.resumed:
+        terminal.say(plan.summary())
+    if len(plan.todo):
+        cluster.connect(trainer_cpus=1)
+        try:
+            with file_jobs.progress("probe", len(plan.todo), unit="files", kept="kept") as show:
+                look_inside(wanted, plan, progress=show)
+        except ScanStopped as error:
+            raise PredictionStopped(str(error)) from error
+    return settle(wanted, plan)
+
+
+# --- predicting ------------------------------------------------------------------------------
+
+
+def _predict(
+    recipe: Predict,
+    source: models.Source,
+    views: Views,
+    manifest: Manifest,
+    videos: Sequence[Key],
+    todo: Sequence[Part],
+    *,
+    parts: Parts,
+) -> None:
+    """Predict the videos of some parts, and write each part when it is complete."""
+    left = np.array([row for part in todo for row in part.rows], np.int64)
+    config = source.export.config
+    decoder = Decoder(
+        manifest.local_table(rows.cache_folder()),
+        left,
+        (config.frames, config.image_size),
+        views,
+        recipe.decode,
+    )
+    gathering, written = Gathering(todo), 0
+    cpus = cluster.connect(trainer_cpus=1)
+    try:
+        with terminal.progress(
+            "predict", len(videos), unit="videos", done=len(videos) - len(left)
+        ) as bar:
+            for rows_done in _labelled(
+                decoder, source, views, top_k=recipe.top_k, found=cpus, count=len(left)
+            ):
+                for part, made in gathering.add(rows_done):
+                    _keep(part, made, videos, parts=parts)
+                    written += len(made)
+                bar.update(len(videos) - len(left) + written)
+    except Exception as error:
+        failed = _storage_error(error)
+        if failed is None:
+            raise
+        raise PredictionStopped(
+            f"{failed}; {written} of {len(left)} videos were predicted until then and are kept: the same command "
+            "goes on from there"
+        ) from error
+
+
+def _keep(part: Part, made: list[dict[str, Any]], videos: Sequence[Key], *, parts: Parts) -> None:
+    predicted: list[dict[str, Any]] = []
+    undecodable: list[dict[str, Any]] = []
+    for row, answer in zip(part.rows, made, strict=True):
+        identity = videos[row]._asdict()
+        if answer["reason"]:
+            kind, _, message = answer["reason"].partition(": ")
+            undecodable.append({**identity, "reason": kind, "message": message})
+        else:
+            answers = {name: answer[name] for name in ("labels", "probabilities")}
+            predicted.append({**identity, **answers})
+    parts.write(part.name, predicted, undecodable)
+
+
+def _labelled(
+    decoder: Decoder,
+    source: models.Source,
+    views: Views,
+    *,
+    top_k: int,
+    found: cluster.Cluster,
+    count: int,
+) -> Iterator[dict[int, dict[str, Any]]]:
+    """Yield answers by manifest row, in any order, as they are made."""
+    import ray
+    import ray.data
+
+    batch = max(1, _CLIPS_PER_BATCH // (views.views * views.crops))
+    gpus = int(found.gpus)
+    # As many as there are GPUs; on CPUs they share half of them, since decoding must have the rest. Half a CPU each
+    # also keeps Ray Data from fusing the two steps: it would decode in the actors, on one core of two (seen).
+    workers = gpus or (1, max(1, int(found.cpus)))
+    decode: Any = decoder
+    dataset = (
+        ray.data.range(count, override_num_blocks=min(_MOST_BLOCKS, -(-count // batch)))
+        .map_batches(decode, batch_size=batch, num_cpus=1)
+        .map_batches(
+            Labeller,
+            fn_constructor_args=([ray.put(source.export)], source.classes, top_k),
+            batch_size=batch,
+            concurrency=workers,
+            num_cpus=0 if gpus else 0.5,
+            num_gpus=1 if gpus else 0,
         )
-    table = likeliest(raw, source.classes, top_k=recipe.top_k)
-    pq.write_table(table, folder / "predictions.parquet")
-    picture = folder / "prediction.png"
-    picture.unlink(missing_ok=True)
-    if "" not in table["reason"].to_pylist():
-        return Predictions(table, prepared.rejected, None)
-    picture.write_bytes(_picture(manifest, table, source, views, recipe))
-    return Predictions(table, prepared.rejected, picture)
+    )
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    batches: Iterable[Any] = dataset.iter_batches(batch_size=None, batch_format="pyarrow")
+    for table in batches:
+        yield {answer.pop("row"): answer for answer in table.to_pylist()}
 
 
-def likeliest(raw: pa.Table, classes: tuple[str, ...], *, top_k: int) -> pa.Table:
-    """From probabilities of all classes to the likeliest ``top_k``, by name."""
-    count = min(top_k, len(classes))
+class Labeller:
+    """The model, loaded once by the actor that runs it."""
+
+    def __init__(self, export: list[Any], classes: tuple[str, ...], top_k: int) -> None:
+        import ray
+        import torch
+
+        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        made: Export = ray.get(export[0])
+        self._model = models.network(made).to(self._device)
+        self._classes, self._top_k = classes, top_k
+
+    def __call__(self, batch: dict[str, NDArray[Any]]) -> pa.Table:
+        """Ray Data's map function: from clips to labels."""
+        import torch
+
+        clips_NVTHWC = batch["clips"]
+        count, views = clips_NVTHWC.shape[:2]
+        flat = torch.from_numpy(clips_NVTHWC.reshape(-1, *clips_NVTHWC.shape[2:]).copy())
+        with torch.inference_mode():
+            logits_BK = self._model(normalise(flat.to(self._device))).float()
+            mean_NK = logits_BK.softmax(-1).view(count, views, -1).mean(1).cpu().numpy()
+        reasons = [str(reason) for reason in batch["reason"]]
+        return likeliest(batch["row"], reasons, mean_NK, self._classes, top_k=self._top_k)
+
+
+def likeliest(
+    row_N: NDArray[np.int64],
+    reasons: Sequence[str],
+    probabilities_NK: NDArray[np.floating],
+    classes: tuple[str, ...],
+    *,
+    top_k: int,
+) -> pa.Table:
+    """From probabilities of all classes to the likeliest ``top_k``, by name; none for videos with a reason."""
     labels: list[list[str]] = []
     shares: list[list[float]] = []
-    for reason, row in zip(raw["reason"].to_pylist(), raw["model_0"].to_pylist(), strict=True):
-        order = [] if reason else np.argsort(-np.asarray(row), kind="stable")[:count].tolist()
+    for reason, own_K in zip(reasons, probabilities_NK, strict=True):
+        order = [] if reason else np.argsort(-own_K, kind="stable")[:top_k].tolist()
         labels.append([classes[i] for i in order])
-        shares.append([float(row[i]) for i in order])
+        shares.append([float(own_K[i]) for i in order])
     return pa.table(
         {
-            "video_id": raw["video_id"],
+            "row": pa.array(row_N, pa.int64()),
+            "reason": pa.array(reasons, pa.string()),
             "labels": pa.array(labels, pa.list_(pa.string())),
             "probabilities": pa.array(shares, pa.list_(pa.float32())),
-            "reason": raw["reason"],
         }
     )
 
 
+def _storage_error(error: BaseException | None) -> StorageError | None:
+    """The storage's failure that made a task of Ray's fail, if that is what it was."""
+    seen: list[BaseException] = []
+    while error is not None and error not in seen:
+        if isinstance(error, StorageError):
+            return error
+        seen.append(error)
+        inner = getattr(error, "cause", None)
+        error = inner if isinstance(inner, BaseException) else error.__cause__ or error.__context__
+    return None
+
+
+# --- after -----------------------------------------------------------------------------------
+
+
+def _summary(
+    recipe: Predict,
+    source: models.Source,
+    views: Views,
+    prepared: Prepared,
+    *,
+    parts: Parts,
+    folder: str,
+) -> Predictions:
+    """List what is bad, draw the first prediction, count."""
+    bad = [
+        Rejected(row["video_id"], row["reason"], row["message"])
+        for row in parts.undecodable().to_pylist()
+    ]
+    rejected = sorted([*prepared.rejected, *bad], key=lambda each: each.video_id)
+    rejected_uri = rejected_place(storage.join(folder, "predict.parquet"))
+    write_rejected(((each, None) for each in rejected), rejected_uri)
+    first: list[dict[str, Any]] = []
+    predicted = 0
+    for table in parts.predicted():
+        predicted += len(table)
+        first += table.slice(0, _SHOWN - len(first)).to_pylist()
+    picture = storage.join(folder, "prediction.png")
+    if first:
+        storage.write_bytes(picture, _picture(prepared.manifest, first[0], source, views, recipe))
+    return Predictions(
+        uri=parts.uri,
+        predicted=predicted,
+        first=tuple(first),
+        rejected=tuple(rejected),
+        reasons=dict(Counter(each.reason for each in rejected).most_common()),
+        rejected_uri=rejected_uri,
+        picture=picture if first else None,
+    )
+
+
 def _picture(
-    manifest: Manifest, table: pa.Table, source: models.Source, views: Views, recipe: Predict
+    manifest: Manifest,
+    answer: dict[str, Any],
+    source: models.Source,
+    views: Views,
+    recipe: Predict,
 ) -> bytes:
-    """The first decodable video's middle clip, as the model sees it, with its likeliest labels."""
-    first = table["reason"].to_pylist().index("")
-    config = source.export.config
-    frames_VTHWC = load_views(
-        manifest.video(first),
+    """What the model saw of the first video, with its likeliest labels."""
+    own = Key(*(answer[name] for name in Key._fields))
+    video, config = manifest.video(keys_of(manifest.table).index(own)), source.export.config
+    take = Take(
+        video,
         views.clip,
-        frames=config.frames,
-        size=config.image_size,
-        decode=recipe.decode,
+        config.frames,
+        config.image_size,
+        recipe.decode,
+        views=views.views,
+        crops=views.crops,
     )
     return visualize.prediction_picture(
-        frames_VTHWC[0],
-        title=table["video_id"][first].as_py(),
-        labels=table["labels"][first].as_py(),
-        probabilities=table["probabilities"][first].as_py(),
+        take_clips(take)[views.crops // 2 :: views.crops],  # crops of one clip are neighbours
+        title=answer["video_id"],
+        labels=answer["labels"],
+        probabilities=answer["probabilities"],
+        crops=views.crops,
     )

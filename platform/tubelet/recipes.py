@@ -126,6 +126,7 @@ class Predict:
     model: str
     """``models:/NAME@ALIAS``, or the folder of a fine-tuned run or export."""
     top_k: Annotated[int, Ge(1)] = 5
+    """Labels for each video; at most all there are."""
     views: Annotated[int, Ge(1)] | None = None
     """Clips spread over each video; null: as the model is registered, else 1."""
     crops: Annotated[int, Ge(1)] | None = None
@@ -134,4 +135,9 @@ class Predict:
     storage: str = "build/runs"
     """Where runs, and MLflow's file without a server, are."""
     output: str = "build/predict"
-    """Folder for ``predictions.parquet`` and a picture of the first video."""
+    """Folder or ``s3://`` prefix for ``predictions/`` (Parquet), the list of rejected files, and a picture of the first
+    video. The same command goes on there; another model or source needs another one."""
+    retry_rejected: bool = False
+    """Try the rejected and undecodable files again."""
+    fresh: bool = False
+    """Delete the predictions that are there, and begin anew."""
