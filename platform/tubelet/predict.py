@@ -4,20 +4,15 @@ The source is scanned first (``clips.preparation``, which resumes by itself); th
 yet is decoded and classified, and what comes of it is kept in parts (``parts``): a kill costs the videos under way and
 the unfinished parts. A video that cannot be decoded is listed apart, with the reason, and ends nothing. A storage that
 fails ends the work, which the same command continues.
-
-``range -> decode (CPU tasks) -> label (actors that hold the model)``. The weights travel through Ray's object store, so
-that a model that was fetched from the registry needs no place that all nodes can reach.
 """
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-from numpy.typing import NDArray
 
 from clips import ClipConfig, Rejected, StorageError, storage
 from clips.disposable import take_clips
@@ -36,11 +31,10 @@ from clips.pipeline import (
 from tubelet import cluster, file_jobs, models, rows, terminal, visualize
 from tubelet.config import UserError
 from tubelet.evaluation.inference import Decoder, Views
+from tubelet.labelling import labelled
 from tubelet.parts import Gathering, Key, Part, Parts, deal, keys_of
 from tubelet.recipes import Predict
-from videomae import Export, normalise
 
-_CLIPS_PER_BATCH, _MOST_BLOCKS = 16, 2000
 _SHOWN = 10
 
 
@@ -90,8 +84,14 @@ def run(recipe: Predict, source: models.Source) -> Predictions:
     folder = storage.absolute(recipe.output)
     parts = Parts(folder)
     views = _views(recipe, source)
-    _claim(recipe, source, views, folder=folder, parts=parts)
+    asked = _question(recipe, source, views)
+    if not recipe.fresh:
+        _check_same(asked, source, folder)
     prepared = _scan(recipe, folder)
+    if recipe.fresh:  # now that nothing can be refused any more
+        parts.clear()
+    told = json.dumps({"model": storage.redact(source.name), **asked}, indent=1)
+    storage.write_bytes(_told_in(folder), told.encode())
     manifest = prepared.manifest
     videos = keys_of(manifest.table)
     done = parts.settled(videos, retry=recipe.retry_rejected)
@@ -114,12 +114,9 @@ def _views(recipe: Predict, source: models.Source) -> Views:
     )
 
 
-def _claim(
-    recipe: Predict, source: models.Source, views: Views, *, folder: str, parts: Parts
-) -> None:
-    """See that the folder is for these predictions, and say so in it."""
-    place = storage.join(folder, "predict.json")
-    asked = {
+def _question(recipe: Predict, source: models.Source, views: Views) -> dict[str, Any]:
+    """What makes predictions those of one question."""
+    return {
         "source": storage.redact(storage.absolute(recipe.source)),
         "weights": source.digest,
         "stride": views.clip.stride,
@@ -127,25 +124,30 @@ def _claim(
         "crops": views.crops,
         "top_k": recipe.top_k,
     }
-    if recipe.fresh:
-        parts.clear()
-    elif storage.exists(place):
-        before = json.loads(storage.read_bytes(place))
-        changed = [
-            f"  {name}: {before.get(name)} -> {asked[name]}"
-            for name in asked
-            if before.get(name) != asked[name]
-        ]
-        if changed:
-            raise UserError(
-                f"{storage.redact(folder)} holds predictions of another kind (model {before.get('model')}, now "
-                f"{source.name}):\n"
-                + "\n".join(changed)
-                + "\nask as before, choose another output=, or delete them "
-                "with fresh=true"
-            )
-    told = {"model": storage.redact(source.name), **asked}
-    storage.write_bytes(place, json.dumps(told, indent=1).encode())
+
+
+def _told_in(folder: str) -> str:
+    return storage.join(folder, "predict.json")
+
+
+def _check_same(asked: dict[str, Any], source: models.Source, folder: str) -> None:
+    """Refuse a folder that holds answers to another question."""
+    if not storage.exists(_told_in(folder)):
+        return
+    before = json.loads(storage.read_bytes(_told_in(folder)))
+    changed = [
+        f"  {name}: {before.get(name)} -> {value}"
+        for name, value in asked.items()
+        if before.get(name) != value
+    ]
+    if changed:
+        raise UserError(
+            f"{storage.redact(folder)} holds predictions of another kind (model {before.get('model')}, now "
+            f"{source.name}):\n"
+            + "\n".join(changed)
+            + "\nask as before, choose another output=, or delete them with "
+            "fresh=true"
+        )
 
 
 def _scan(recipe: Predict, folder: str) -> Prepared:
@@ -200,7 +202,7 @@ def _predict(
         with terminal.progress(
             "predict", len(videos), unit="videos", done=len(videos) - len(left)
         ) as bar:
-            for rows_done in _labelled(
+            for rows_done in labelled(
                 decoder, source, views, top_k=recipe.top_k, found=cpus, count=len(left)
             ):
                 for part, made in gathering.add(rows_done):
@@ -229,94 +231,6 @@ def _keep(part: Part, made: list[dict[str, Any]], videos: Sequence[Key], *, part
             answers = {name: answer[name] for name in ("labels", "probabilities")}
             predicted.append({**identity, **answers})
     parts.write(part.name, predicted, undecodable)
-
-
-def _labelled(
-    decoder: Decoder,
-    source: models.Source,
-    views: Views,
-    *,
-    top_k: int,
-    found: cluster.Cluster,
-    count: int,
-) -> Iterator[dict[int, dict[str, Any]]]:
-    """Yield answers by manifest row, in any order, as they are made."""
-    import ray
-    import ray.data
-
-    batch = max(1, _CLIPS_PER_BATCH // (views.views * views.crops))
-    gpus = int(found.gpus)
-    # As many as there are GPUs; on CPUs they share half of them, since decoding must have the rest. Half a CPU each
-    # also keeps Ray Data from fusing the two steps: it would decode in the actors, on one core of two (seen).
-    workers = gpus or (1, max(1, int(found.cpus)))
-    decode: Any = decoder
-    dataset = (
-        ray.data.range(count, override_num_blocks=min(_MOST_BLOCKS, -(-count // batch)))
-        .map_batches(decode, batch_size=batch, num_cpus=1)
-        .map_batches(
-            Labeller,
-            fn_constructor_args=([ray.put(source.export)], source.classes, top_k),
-            batch_size=batch,
-            concurrency=workers,
-            num_cpus=0 if gpus else 0.5,
-            num_gpus=1 if gpus else 0,
-        )
-    )
-    ray.data.DataContext.get_current().enable_progress_bars = False
-    batches: Iterable[Any] = dataset.iter_batches(batch_size=None, batch_format="pyarrow")
-    for table in batches:
-        yield {answer.pop("row"): answer for answer in table.to_pylist()}
-
-
-class Labeller:
-    """The model, loaded once by the actor that runs it."""
-
-    def __init__(self, export: list[Any], classes: tuple[str, ...], top_k: int) -> None:
-        import ray
-        import torch
-
-        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        made: Export = ray.get(export[0])
-        self._model = models.network(made).to(self._device)
-        self._classes, self._top_k = classes, top_k
-
-    def __call__(self, batch: dict[str, NDArray[Any]]) -> pa.Table:
-        """Ray Data's map function: from clips to labels."""
-        import torch
-
-        clips_NVTHWC = batch["clips"]
-        count, views = clips_NVTHWC.shape[:2]
-        flat = torch.from_numpy(clips_NVTHWC.reshape(-1, *clips_NVTHWC.shape[2:]).copy())
-        with torch.inference_mode():
-            logits_BK = self._model(normalise(flat.to(self._device))).float()
-            mean_NK = logits_BK.softmax(-1).view(count, views, -1).mean(1).cpu().numpy()
-        reasons = [str(reason) for reason in batch["reason"]]
-        return likeliest(batch["row"], reasons, mean_NK, self._classes, top_k=self._top_k)
-
-
-def likeliest(
-    row_N: NDArray[np.int64],
-    reasons: Sequence[str],
-    probabilities_NK: NDArray[np.floating],
-    classes: tuple[str, ...],
-    *,
-    top_k: int,
-) -> pa.Table:
-    """From probabilities of all classes to the likeliest ``top_k``, by name; none for videos with a reason."""
-    labels: list[list[str]] = []
-    shares: list[list[float]] = []
-    for reason, own_K in zip(reasons, probabilities_NK, strict=True):
-        order = [] if reason else np.argsort(-own_K, kind="stable")[:top_k].tolist()
-        labels.append([classes[i] for i in order])
-        shares.append([float(own_K[i]) for i in order])
-    return pa.table(
-        {
-            "row": pa.array(row_N, pa.int64()),
-            "reason": pa.array(reasons, pa.string()),
-            "labels": pa.array(labels, pa.list_(pa.string())),
-            "probabilities": pa.array(shares, pa.list_(pa.float32())),
-        }
-    )
 
 
 def _storage_error(error: BaseException | None) -> StorageError | None:
