@@ -1,44 +1,40 @@
 """Label videos:  python jobs/predict.py SOURCE model=models:/NAME@ALIAS [top_k=5] [key=value ...].
 
-SOURCE is a video, a folder, an s3:// prefix, or a list file. Writes predictions.parquet and a picture of the first
-video's frames to output=FOLDER, and prints the first predictions.
+SOURCE is a video, a folder, an s3:// prefix, or a list file. Writes predictions/ (Parquet), a list of files that are
+no usable videos, and a picture of the first video's frames to output=FOLDER, which may be an s3:// prefix, and prints
+the first predictions. The same command goes on where it stopped, and later predicts only what is new or has changed.
 """
 
 import tempfile
 from pathlib import Path
 
+from clips import storage
 from tubelet import config, file_jobs, models, predict, terminal
 from tubelet.recipes import Predict
 
-_MOST_SHOWN = 10
+_USAGE = (
+    "no SOURCE is named; usage: python jobs/predict.py SOURCE model=models:/NAME@ALIAS "
+    "[output=FOLDER] (--help lists all keys)"
+)
 
 
 def main(arguments: list[str]) -> int:
     """Run the job that the command line describes."""
-    named = file_jobs.name_source(arguments, what="SOURCE")
+    named = file_jobs.name_source(arguments, what="SOURCE", usage=_USAGE)
     recipe = config.from_command_line(Predict, named, needs_recipe=False)
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        terminal.console_and_log(Path(recipe.output) / "predict.log"),
-    ):
-        found = models.find(recipe.model, storage_root=recipe.storage, folder=Path(folder))
-        if len(found) > 1:
-            names = ", ".join(source.name for source in found)
-            raise config.UserError(
-                f"model={recipe.model} holds several models: name one of {names}"
-            )
-        made = predict.run(recipe, found[0])
-        for row in made.table.slice(0, _MOST_SHOWN).to_pylist():
-            shown = [
-                f"{n} {p:.1%}" for n, p in zip(row["labels"], row["probabilities"], strict=True)
-            ]
-            terminal.say(f"{row['video_id']}: {', '.join(shown) or row['reason']}")
-        for bad in made.rejected[:_MOST_SHOWN]:
-            terminal.say(f"{bad.video_id}: not usable ({bad.reason}: {bad.message})")
-        terminal.say(
-            f"{len(made.table)} videos, {len(made.rejected)} files rejected: {recipe.output}/predictions.parquet"
-            + (f"; frames of the first in {made.picture}" if made.picture else "")
-        )
+    local = storage.is_local(recipe.output)
+    log = Path(recipe.output) / "predict.log" if local else file_jobs.log_file("predict")
+    with tempfile.TemporaryDirectory() as folder, terminal.console_and_log(log):
+        found = models.find_one(recipe.model, storage_root=recipe.storage, folder=Path(folder))
+        try:
+            made = predict.run(recipe, found)
+        except predict.PredictionStopped as error:
+            terminal.complain(f"error: {error}")
+            return config.STOPPED
+        for row in made.first:
+            terminal.say(f"{row['video_id']}: {models.shown(row['labels'], row['probabilities'])}")
+        file_jobs.show_rejected(made.rejected, made.rejected_uri, reasons=made.reasons)
+        terminal.say(made.summary())
     return config.DONE
 
 

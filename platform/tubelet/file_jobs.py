@@ -19,25 +19,28 @@ if TYPE_CHECKING:  # it imports Ray, which reads the environment that tubelet.cl
 _MOST_SHOWN = 20
 
 
-def name_source(arguments: Sequence[str], *, what: str, usage: str | None = None) -> list[str]:
-    """Return command-line arguments with the one that has no key spelt ``source=``.
+def name_source(
+    arguments: Sequence[str], *, what: str, usage: str | None = None, key: str = "source"
+) -> list[str]:
+    """Return command-line arguments with the one that has no key spelt ``source=``, or another key.
 
     Args:
         arguments: as given.
         what: the source's name in messages (``MANIFEST``).
         usage: what to say when none is named; without it the missing key is reported like any other.
+        key: the key it gets.
 
     Raises:
         UserError: no source, or several.
     """
     sources = [a for a in arguments if not a.startswith("-") and "=" not in a.split("/")[0]]
-    if usage and not sources and not any(a.startswith(("source=", "-")) for a in arguments):
+    if usage and not sources and not any(a.startswith((f"{key}=", "-")) for a in arguments):
         raise config.UserError(usage)
     if len(sources) > 1:
         raise config.UserError(
             f"one {what} at a time, got {len(sources)}: {' '.join(map(shown, sources))}"
         )
-    named = [config.setting("source", source) for source in sources]
+    named = [config.setting(key, source) for source in sources]
     return [*named, *(a for a in arguments if a not in sources)]
 
 

@@ -10,8 +10,11 @@ from torch import Tensor
 
 from clips import storage
 from videomae import Export, ModelConfig, load_export, read_state_dict, save_export
+from videomae.weights.export import CONFIG_FILE, WEIGHTS_FILE
 
-_FILES = ("model.safetensors", "config.json")  # the second last: it makes the folder complete
+FILES = (WEIGHTS_FILE, CONFIG_FILE)
+"""Of an export's folder; the second is written last and makes it complete."""
+WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".pyth")
 
 
 def write(
@@ -25,15 +28,20 @@ def write(
     """Write a model to the folder ``uri``."""
     with tempfile.TemporaryDirectory() as local:
         save_export(local, state, config, extra, class_names=class_names)
-        for name in _FILES:
-            storage.write_bytes(storage.join(uri, name), (Path(local) / name).read_bytes())
+        copy(local, uri)
+
+
+def copy(export: str | Path, uri: str) -> None:
+    """Copy a local export to the folder ``uri``."""
+    for name in FILES:
+        storage.write_bytes(storage.join(uri, name), (Path(export) / name).read_bytes())
 
 
 def fetch(uri: str, folder: str | Path) -> Path:
     """Copy the export at ``uri`` to a local folder (nothing to do when it is local already)."""
     if storage.is_local(uri):
         return Path(storage.local_path(uri))
-    for name in _FILES:
+    for name in FILES:
         storage.write_bytes(str(Path(folder) / name), storage.read_bytes(storage.join(uri, name)))
     return Path(folder)
 
@@ -44,7 +52,7 @@ def read_weights(uri: str) -> dict[str, Tensor]:
     Raises:
         ValueError: none of these is there.
     """
-    if uri.endswith((".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".pyth")):
+    if uri.endswith(WEIGHT_SUFFIXES):
         with tempfile.TemporaryDirectory() as local:
             path = Path(local) / uri.rsplit("/", 1)[-1]
             if storage.is_local(uri):
@@ -64,8 +72,8 @@ def read_weights(uri: str) -> dict[str, Tensor]:
 def class_names(uri: str) -> tuple[str, ...] | None:
     """What the model in an export's or a run's folder calls its classes; None where nothing says."""
     for folder in (uri, storage.join(uri, "export")):
-        config = storage.join(folder, _FILES[1])
-        if not uri.endswith(_FILES[0]) and storage.exists(config):
+        config = storage.join(folder, FILES[1])
+        if not uri.endswith(FILES[0]) and storage.exists(config):
             names = json.loads(storage.read_bytes(config)).get("class_names")
             return tuple(names) if names else None
     return None

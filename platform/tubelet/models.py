@@ -1,13 +1,18 @@
 """Where a job's ``model=`` leads: a registered model, a run's folder, or an export."""
 
+import hashlib
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import torch
+
 from clips import storage
 from tubelet import handover, registry, tracking
 from tubelet.config import UserError
-from videomae import Export
+from videomae import Export, VideoClassifier, build_classifier
 
 
 @dataclass(frozen=True)
@@ -33,6 +38,24 @@ class Source:
         """Class names, in the order of the model's outputs."""
         assert self.export.num_classes is not None
         return self.export.class_names or tuple(map(str, range(self.export.num_classes)))
+
+    @property
+    def digest(self) -> str:
+        """Hash of its weights and classes: the same wherever it lies, another for every other model."""
+        digest = hashlib.blake2b(json.dumps(self.classes).encode(), digest_size=16)
+        for name, value in sorted(self.export.state_dict.items()):
+            digest.update(f"{name} {value.dtype} {list(value.shape)}".encode())
+            digest.update(value.contiguous().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
+
+
+def network(export: Export) -> VideoClassifier:
+    """An exported classifier, ready to be asked, on the CPU."""
+    assert export.num_classes is not None
+    assert export.pooling is not None
+    model = build_classifier(export.config, num_classes=export.num_classes, pooling=export.pooling)
+    model.load_state_dict(export.state_dict)
+    return model.eval()
 
 
 def find(name: str, *, storage_root: str, folder: Path) -> list[Source]:
@@ -62,6 +85,24 @@ def find(name: str, *, storage_root: str, folder: Path) -> list[Source]:
             f"or models:/NAME@ALIAS"
         )
     return [_source(name if len(found) == 1 else place, place, {}) for place in found]
+
+
+def find_one(name: str, *, storage_root: str, folder: Path) -> Source:
+    """The one classifier that ``name`` stands for; see ``find``.
+
+    Raises:
+        UserError: there is none, or there are several.
+    """
+    found = find(name, storage_root=storage_root, folder=folder)
+    if len(found) > 1:
+        names = ", ".join(source.name for source in found)
+        raise UserError(f"model={name} holds several models: name one of {names}")
+    return found[0]
+
+
+def shown(labels: Sequence[str], probabilities: Sequence[float]) -> str:
+    """Labels for people, likeliest first."""
+    return ", ".join(f"{n} {p:.1%}" for n, p in zip(labels, probabilities, strict=True))
 
 
 def _number(draw: str) -> tuple[int, str]:

@@ -1,106 +1,313 @@
-"""Predict the labels of videos: find and probe them, classify what can be decoded, write Parquet and a picture."""
+"""Predict the labels of all videos of a source on Ray, and go on where that was interrupted.
 
+The source is scanned first (``clips.preparation``, which resumes by itself); then every video that has no prediction
+yet is decoded and classified, and what comes of it is kept in parts (``parts``): a kill costs the videos under way and
+the unfinished parts. A video that cannot be decoded is listed apart, with the reason, and ends nothing. A storage that
+fails ends the work, which the same command continues.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
-from clips import ClipConfig, Manifest, Rejected, load_views
-from clips.pipeline import PrepareConfig, find, prepare
-from tubelet import cluster, models, rows, terminal, visualize
-from tubelet.evaluation.inference import Views, predict
+from clips import ClipConfig, Rejected, StorageError, storage
+from clips.disposable import take_clips
+from clips.earlier import rejected_place, write_rejected
+from clips.load import Take
+from clips.manifest import Manifest
+from clips.pipeline import (
+    PrepareConfig,
+    Prepared,
+    ScanStopped,
+    compare,
+    find,
+    look_inside,
+    settle,
+)
+from tubelet import cluster, file_jobs, models, rows, terminal, visualize
+from tubelet.config import UserError
+from tubelet.evaluation.inference import Decoder, Views
+from tubelet.labelling import labelled
+from tubelet.parts import Gathering, Key, Part, Parts, deal, keys_of
 from tubelet.recipes import Predict
+
+_SHOWN = 10
+
+
+class PredictionStopped(Exception):
+    """The storage of the videos has failed; what was done is kept."""
 
 
 @dataclass(frozen=True)
 class Predictions:
     """What came of it."""
 
-    table: pa.Table
-    """video_id, labels and probabilities (likeliest first; empty when undecodable), reason."""
+    uri: str
+    """Folder of the parts."""
+    predicted: int
+    first: tuple[dict[str, Any], ...]
+    """A few of them, to show."""
     rejected: tuple[Rejected, ...]
-    """Files that are no usable videos."""
-    picture: Path | None
+    """Files that are no usable videos, and videos that could not be decoded."""
+    reasons: dict[str, int]
+    """How many of them for each reason."""
+    rejected_uri: str
+    """Where all of them are listed."""
+    picture: str | None
     """The frames that the first prediction was made from; None when nothing could be decoded."""
+
+    def summary(self) -> str:
+        """Where everything is, in a line for people."""
+        text = (
+            f"{self.predicted} videos predicted, {len(self.rejected)} files rejected: "
+            f"{storage.redact(self.uri)}"
+        )
+        return (
+            f"{text}; frames of the first in {storage.redact(self.picture)}"
+            if self.picture
+            else text
+        )
 
 
 def run(recipe: Predict, source: models.Source) -> Predictions:
     """Predict everything that ``recipe.source`` names; connects to Ray once that is found.
 
     Raises:
+        UserError: the folder holds predictions of another kind.
         ValueError: nothing usable is there (of clips' kinds: the user's mistake).
+        PredictionStopped: the storage has failed in the middle; the same call goes on from there.
     """
-    folder = Path(recipe.output)
-    folder.mkdir(parents=True, exist_ok=True)
-    wanted = PrepareConfig(
-        source=recipe.source, manifest=str(folder / "manifest.parquet"), decode=recipe.decode
-    )
-    found = find(wanted)
-    gpus = cluster.connect(trainer_cpus=1).gpus > 0
-    prepared = prepare(wanted, found=found)
+    folder = storage.absolute(recipe.output)
+    parts = Parts(folder)
+    views = _views(recipe, source)
+    asked = _question(recipe, source, views)
+    if not recipe.fresh:
+        _check_same(asked, source, folder)
+    prepared = _scan(recipe, folder)
+    if recipe.fresh:  # now that nothing can be refused any more
+        parts.clear()
+    told = json.dumps({"model": storage.redact(source.name), **asked}, indent=1)
+    storage.write_bytes(_told_in(folder), told.encode())
     manifest = prepared.manifest
-    views = Views(
-        ClipConfig(stride=recipe.stride or source.stride),
+    videos = keys_of(manifest.table)
+    done = parts.settled(videos, retry=recipe.retry_rejected)
+    todo = deal(videos, done, taken=parts.names())
+    if done:
+        terminal.say(f"{len(done)} of {len(videos)} videos were predicted before")
+    if todo:
+        _predict(recipe, source, views, manifest, videos, todo, parts=parts)
+    return _summary(recipe, source, views, prepared, parts=parts, folder=folder)
+
+
+# --- before ----------------------------------------------------------------------------------
+
+
+def _views(recipe: Predict, source: models.Source) -> Views:
+    return Views(
+        ClipConfig(stride=recipe.stride or source.stride, sampling=source.sampling),
         recipe.views or source.views,
         recipe.crops or source.crops,
     )
-    with terminal.progress("predict", len(manifest), unit="videos") as bar:
-        raw = predict(
-            manifest.local_table(rows.cache_folder()),
-            np.arange(len(manifest), dtype=np.int64),
-            exports=[source.folder],
-            views=views,
-            decode=recipe.decode,
-            gpus=gpus,
-            progress=bar.update,
+
+
+def _question(recipe: Predict, source: models.Source, views: Views) -> dict[str, Any]:
+    """What makes predictions those of one question."""
+    return {
+        "source": storage.redact(storage.absolute(recipe.source)),
+        "weights": source.digest,
+        "stride": views.clip.stride,
+        "sampling": views.clip.sampling,
+        "views": views.views,
+        "crops": views.crops,
+        "top_k": recipe.top_k,
+    }
+
+
+def _told_in(folder: str) -> str:
+    return storage.join(folder, "predict.json")
+
+
+def _check_same(asked: dict[str, Any], source: models.Source, folder: str) -> None:
+    """Refuse a folder that holds answers to another question."""
+    if not storage.exists(_told_in(folder)):
+        return
+    before = json.loads(storage.read_bytes(_told_in(folder)))
+    changed = [
+        f"  {name}: {before.get(name)} -> {value}"
+        for name, value in asked.items()
+        if before.get(name) != value
+    ]
+    if changed:
+        raise UserError(
+            f"{storage.redact(folder)} holds predictions of another kind (model {before.get('model')}, now "
+            f"{source.name}):\n"
+            + "\n".join(changed)
+            + "\nask as before, choose another output=, or delete them with "
+            "fresh=true"
         )
-    table = likeliest(raw, source.classes, top_k=recipe.top_k)
-    pq.write_table(table, folder / "predictions.parquet")
-    picture = folder / "prediction.png"
-    picture.unlink(missing_ok=True)
-    if "" not in table["reason"].to_pylist():
-        return Predictions(table, prepared.rejected, None)
-    picture.write_bytes(_picture(manifest, table, source, views, recipe))
-    return Predictions(table, prepared.rejected, picture)
 
 
-def likeliest(raw: pa.Table, classes: tuple[str, ...], *, top_k: int) -> pa.Table:
-    """From probabilities of all classes to the likeliest ``top_k``, by name."""
-    count = min(top_k, len(classes))
-    labels: list[list[str]] = []
-    shares: list[list[float]] = []
-    for reason, row in zip(raw["reason"].to_pylist(), raw["model_0"].to_pylist(), strict=True):
-        order = [] if reason else np.argsort(-np.asarray(row), kind="stable")[:count].tolist()
-        labels.append([classes[i] for i in order])
-        shares.append([float(row[i]) for i in order])
-    return pa.table(
-        {
-            "video_id": raw["video_id"],
-            "labels": pa.array(labels, pa.list_(pa.string())),
-            "probabilities": pa.array(shares, pa.list_(pa.float32())),
-            "reason": raw["reason"],
-        }
+def _scan(recipe: Predict, folder: str) -> Prepared:
+    """Find the videos and look inside those that are new or have changed."""
+    wanted = PrepareConfig(
+        source=recipe.source,
+        manifest=storage.join(folder, "manifest.parquet"),
+        retry_rejected=recipe.retry_rejected,
+        decode=recipe.decode,
+    )
+    with file_jobs.counting("list", None, unit="files") as show:
+        found = find(wanted, progress=show)
+    plan = compare(wanted, found)
+    if plan.known or plan.resumed:
+        terminal.say(plan.summary())
+    if len(plan.todo):
+        cluster.connect(trainer_cpus=1)
+        try:
+            with file_jobs.progress("probe", len(plan.todo), unit="files", kept="kept") as show:
+                look_inside(wanted, plan, progress=show)
+        except ScanStopped as error:
+            raise PredictionStopped(str(error)) from error
+    return settle(wanted, plan)
+
+
+# --- predicting ------------------------------------------------------------------------------
+
+
+def _predict(
+    recipe: Predict,
+    source: models.Source,
+    views: Views,
+    manifest: Manifest,
+    videos: Sequence[Key],
+    todo: Sequence[Part],
+    *,
+    parts: Parts,
+) -> None:
+    """Predict the videos of some parts, and write each part when it is complete."""
+    left = np.array([row for part in todo for row in part.rows], np.int64)
+    config = source.export.config
+    decoder = Decoder(
+        manifest.local_table(rows.cache_folder()),
+        left,
+        (config.frames, config.image_size),
+        views,
+        recipe.decode,
+    )
+    gathering, written = Gathering(todo), 0
+    cpus = cluster.connect(trainer_cpus=1)
+    try:
+        with terminal.progress(
+            "predict", len(videos), unit="videos", done=len(videos) - len(left)
+        ) as bar:
+            for rows_done in labelled(
+                decoder, source, views, top_k=recipe.top_k, found=cpus, count=len(left)
+            ):
+                for part, made in gathering.add(rows_done):
+                    _keep(part, made, videos, parts=parts)
+                    written += len(made)
+                bar.update(len(videos) - len(left) + written)
+    except Exception as error:
+        failed = _storage_error(error)
+        if failed is None:
+            raise
+        raise PredictionStopped(
+            f"{failed}; {written} of {len(left)} videos were predicted until then and are kept: the same command "
+            "goes on from there"
+        ) from error
+
+
+def _keep(part: Part, made: list[dict[str, Any]], videos: Sequence[Key], *, parts: Parts) -> None:
+    predicted: list[dict[str, Any]] = []
+    undecodable: list[dict[str, Any]] = []
+    for row, answer in zip(part.rows, made, strict=True):
+        identity = videos[row]._asdict()
+        if answer["reason"]:
+            kind, _, message = answer["reason"].partition(": ")
+            undecodable.append({**identity, "reason": kind, "message": message})
+        else:
+            answers = {name: answer[name] for name in ("labels", "probabilities")}
+            predicted.append({**identity, **answers})
+    parts.write(part.name, predicted, undecodable)
+
+
+def _storage_error(error: BaseException | None) -> StorageError | None:
+    """The storage's failure that made a task of Ray's fail, if that is what it was."""
+    seen: list[BaseException] = []
+    while error is not None and error not in seen:
+        if isinstance(error, StorageError):
+            return error
+        seen.append(error)
+        inner = getattr(error, "cause", None)
+        error = inner if isinstance(inner, BaseException) else error.__cause__ or error.__context__
+    return None
+
+
+# --- after -----------------------------------------------------------------------------------
+
+
+def _summary(
+    recipe: Predict,
+    source: models.Source,
+    views: Views,
+    prepared: Prepared,
+    *,
+    parts: Parts,
+    folder: str,
+) -> Predictions:
+    """List what is bad, draw the first prediction, count."""
+    bad = [
+        Rejected(row["video_id"], row["reason"], row["message"])
+        for row in parts.undecodable().to_pylist()
+    ]
+    rejected = sorted([*prepared.rejected, *bad], key=lambda each: each.video_id)
+    rejected_uri = rejected_place(storage.join(folder, "predict.parquet"))
+    write_rejected(((each, None) for each in rejected), rejected_uri)
+    first: list[dict[str, Any]] = []
+    predicted = 0
+    for table in parts.predicted():
+        predicted += len(table)
+        first += table.slice(0, _SHOWN - len(first)).to_pylist()
+    picture = storage.join(folder, "prediction.png")
+    if first:
+        storage.write_bytes(picture, _picture(prepared.manifest, first[0], source, views, recipe))
+    return Predictions(
+        uri=parts.uri,
+        predicted=predicted,
+        first=tuple(first),
+        rejected=tuple(rejected),
+        reasons=dict(Counter(each.reason for each in rejected).most_common()),
+        rejected_uri=rejected_uri,
+        picture=picture if first else None,
     )
 
 
 def _picture(
-    manifest: Manifest, table: pa.Table, source: models.Source, views: Views, recipe: Predict
+    manifest: Manifest,
+    answer: dict[str, Any],
+    source: models.Source,
+    views: Views,
+    recipe: Predict,
 ) -> bytes:
-    """The first decodable video's middle clip, as the model sees it, with its likeliest labels."""
-    first = table["reason"].to_pylist().index("")
-    config = source.export.config
-    frames_VTHWC = load_views(
-        manifest.video(first),
+    """What the model saw of the first video, with its likeliest labels."""
+    own = Key(*(answer[name] for name in Key._fields))
+    video, config = manifest.video(keys_of(manifest.table).index(own)), source.export.config
+    take = Take(
+        video,
         views.clip,
-        frames=config.frames,
-        size=config.image_size,
-        decode=recipe.decode,
+        config.frames,
+        config.image_size,
+        recipe.decode,
+        views=views.views,
+        crops=views.crops,
     )
     return visualize.prediction_picture(
-        frames_VTHWC[0],
-        title=table["video_id"][first].as_py(),
-        labels=table["labels"][first].as_py(),
-        probabilities=table["probabilities"][first].as_py(),
+        take_clips(take)[views.crops // 2 :: views.crops],  # crops of one clip are neighbours
+        title=answer["video_id"],
+        labels=answer["labels"],
+        probabilities=answer["probabilities"],
+        crops=views.crops,
     )

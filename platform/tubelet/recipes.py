@@ -48,7 +48,8 @@ class HeadConfig:
     """Section ``head``: what is added to the encoder, and where the encoder comes from."""
 
     init: str | None = None
-    """An export folder, a safetensors file or an authors' .pth; null trains from scratch. Its content is fixed."""
+    """A run's name or folder, an export, models:/NAME@ALIAS, runs:/ID/PATH, a safetensors file or an authors' .pth,
+    local or s3://; null trains from scratch. Its content is fixed."""
     pooling: Literal["mean", "token0"] = "mean"
     dropout: Annotated[float, Ge(0), Lt(1)] = 0.0
     """Before the last layer."""
@@ -165,6 +166,7 @@ class Predict:
     model: str
     """``models:/NAME@ALIAS``, or the folder of a fine-tuned run or export."""
     top_k: Annotated[int, Ge(1)] = 5
+    """Labels for each video; at most all there are."""
     views: Annotated[int, Ge(1)] | None = None
     """Clips spread over each video; null: as the model is registered, else 1."""
     crops: Annotated[int, Ge(1)] | None = None
@@ -173,4 +175,9 @@ class Predict:
     storage: str = "build/runs"
     """Where runs, and MLflow's file without a server, are."""
     output: str = "build/predict"
-    """Folder for ``predictions.parquet`` and a picture of the first video."""
+    """Folder or ``s3://`` prefix for ``predictions/`` (Parquet), the list of rejected files, and a picture of the first
+    video. The same command goes on there; another model or source needs another one."""
+    retry_rejected: bool = False
+    """Try the rejected and undecodable files again."""
+    fresh: bool = False
+    """Delete the predictions that are there, and begin anew."""

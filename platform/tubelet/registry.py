@@ -2,8 +2,8 @@
 
 What is registered is an MLflow "models from code" pyfunc (`served_model.py`) with the export
 (safetensors and JSON), copies of the packages `videomae` and `clips`, a signature, an input
-example, pinned requirements and a model card. It holds no pickle, and loads with MLflow's pickle
-switch off and without this repository.
+example (a real, tiny video), pinned requirements and a model card. It holds no pickle, and loads
+with MLflow's pickle switch off and without this repository.
 
 The alias moves last: whoever loads `models:/<name>@<alias>` gets the old version or the whole new
 one. MLflow's process-wide tracking URI and its active run are not touched.
@@ -18,16 +18,17 @@ import shutil
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import clips
 import videomae
+from clips import synthetic
 from tubelet.config import UserError
+from tubelet.model_card import Card, card_text, sha256
 from tubelet.tracking import connect, redact
-from videomae import Export
+from videomae.weights.export import WEIGHTS_FILE
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -51,25 +52,11 @@ REQUIREMENTS = tuple(
 )
 """What `served_model.py`, `videomae` and `clips` import."""
 _MODEL_URI = re.compile(r"models:/([^/@]+)(?:@([^/@]+)|/(\d+))")
+_MOST_LISTED = 1000
 
 
 class RegistryError(UserError):
     """There is no such model; the message lists those there are."""
-
-
-@dataclass(frozen=True)
-class Card:
-    """What the model card says beside what the export says itself."""
-
-    metrics: Mapping[str, float]
-    """Held-out results, by metric name."""
-    manifest: str
-    """Hash of the data manifest the model was fine-tuned on."""
-    recipe: str
-    """The resolved recipe, as YAML."""
-    lineage: str
-    """Where the encoder came from, for example the pretraining run."""
-    licence: str = "code Apache-2.0; the weights are bound by the terms of the training videos"
 
 
 def register(
@@ -111,8 +98,12 @@ def register(
             f"{export_folder} holds a {export.kind} model: only a fine-tuned classifier gives "
             "labels and can be registered"
         )
-    text = _card_text(export, card, model_uri=f"models:/{name}@{alias}", run_id=run_id)
-    views_of_video = {"stride": stride, "views": views, "crops": crops}
+    weights = sha256(Path(export_folder) / WEIGHTS_FILE)
+    text = card_text(
+        export, card, model_uri=f"models:/{name}@{alias}", run_id=run_id, weights=weights
+    )
+    sampling = "segments" if export.extra.get("sampling") == "segments" else "strided"
+    views_of_video = {"stride": stride, "sampling": sampling, "views": views, "crops": crops}
     client = connect(uri)
     try:
         client.create_registered_model(name)
@@ -142,7 +133,14 @@ def register(
         name,
         source=model.artifact_location,  # "models:/<id>" would look in the process-wide store
         run_id=run_id,
-        tags={metric: f"{value:.6g}" for metric, value in card.metrics.items()},
+        tags={
+            **{metric: f"{value:.6g}" for metric, value in card.metrics.items()},
+            "tubelet.manifest": card.manifest,
+            "tubelet.weights": weights,
+            "tubelet.lineage": redact(card.lineage),
+            "tubelet.licence": card.licence,
+            "tubelet.revision": card.revision,
+        },
         description=text,
         model_id=model.model_id,
     )
@@ -167,7 +165,7 @@ def load(model_uri: str, *, uri: str) -> "PyFuncModel":
     client = connect(uri)
     from mlflow.artifacts import download_artifacts
 
-    name, number = _resolve(client, model_uri, uri=uri)
+    name, number = resolve(model_uri, uri=uri)
     location = client.get_model_version_download_uri(name, number)
     with _mlflows_own_warnings_ignored():
         from mlflow.pyfunc import load_model
@@ -175,7 +173,62 @@ def load(model_uri: str, *, uri: str) -> "PyFuncModel":
         return load_model(download_artifacts(location, tracking_uri=uri))
 
 
-def fetch(model_uri: str, folder: str | Path, *, uri: str) -> tuple[Path, dict[str, int]]:
+def resolve(model_uri: str, *, uri: str) -> tuple[str, str]:
+    """Name and version that an address leads to now; an alias may lead elsewhere tomorrow.
+
+    Args:
+        model_uri: `models:/<name>@<alias>` or `models:/<name>/<version>`.
+        uri: MLflow tracking URI.
+
+    Raises:
+        RegistryError: there is no such model, alias or version; the message lists those there are.
+    """
+    matched = _MODEL_URI.fullmatch(model_uri)
+    if matched is None:
+        raise RegistryError(
+            f"{model_uri!r} is no registered model: write models:/NAME@ALIAS or "
+            "models:/NAME/VERSION"
+        )
+    name, alias, number = matched.groups()
+    there = aliases(name, uri=uri)
+    if alias is not None:
+        if alias not in there:
+            raise RegistryError(f"model {name!r} has no alias {alias!r}; there is {_list(there)}")
+        return name, there[alias]
+    found = connect(uri).search_model_versions(f"name = '{name}'", max_results=_MOST_LISTED)
+    numbers = sorted((str(each.version) for each in found), key=int)
+    if number not in numbers:
+        raise RegistryError(f"model {name!r} has no version {number}; there is {_list(numbers)}")
+    return name, number
+
+
+def aliases(name: str, *, uri: str) -> dict[str, str]:
+    """Aliases of a registered model, each with its version.
+
+    Raises:
+        RegistryError: there is no such model.
+    """
+    from mlflow.exceptions import MlflowException
+
+    client = connect(uri)
+    try:
+        model = client.get_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        raise RegistryError(
+            f"no model {name!r} is registered at {redact(uri)}; there is {_list(names(uri))}"
+        ) from error
+    return {alias: str(number) for alias, number in model.aliases.items()}
+
+
+def names(uri: str) -> list[str]:
+    """Names of the registered models, the first thousand of them."""
+    found = connect(uri).search_registered_models(max_results=_MOST_LISTED)
+    return [model.name for model in found]
+
+
+def fetch(model_uri: str, folder: str | Path, *, uri: str) -> tuple[Path, dict[str, Any]]:
     """Copy a registered model's export to a local folder, for those who run it without MLflow.
 
     Args:
@@ -184,7 +237,7 @@ def fetch(model_uri: str, folder: str | Path, *, uri: str) -> tuple[Path, dict[s
         uri: MLflow tracking URI.
 
     Returns:
-        The export's folder, and how its videos are looked at: `stride`, `views`, `crops`.
+        The export's folder, and how its videos are looked at: `stride`, `sampling`, `views`, `crops`.
 
     Raises:
         RegistryError: there is no such model, alias or version.
@@ -193,7 +246,7 @@ def fetch(model_uri: str, folder: str | Path, *, uri: str) -> tuple[Path, dict[s
     from mlflow.artifacts import download_artifacts
     from mlflow.models import Model
 
-    name, number = _resolve(client, model_uri, uri=uri)
+    name, number = resolve(model_uri, uri=uri)
     location = client.get_model_version_download_uri(name, number)
     local = download_artifacts(location, dst_path=str(folder), tracking_uri=uri)
     flavour = Model.load(local).flavors["python_function"]
@@ -207,31 +260,6 @@ def _mlflows_own_warnings_ignored() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=UserWarning, module=r"mlflow\.")
         yield
-
-
-def _resolve(client: "MlflowClient", model_uri: str, *, uri: str) -> tuple[str, str]:
-    matched = _MODEL_URI.fullmatch(model_uri)
-    if matched is None:
-        raise RegistryError(
-            f"{model_uri!r} is no registered model: write models:/NAME@ALIAS or "
-            "models:/NAME/VERSION"
-        )
-    name, alias, number = matched.groups()
-    models = {model.name: model for model in client.search_registered_models()}
-    if name not in models:
-        raise RegistryError(
-            f"no model {name!r} is registered at {redact(uri)}; there is {_list(models)}"
-        )
-    if alias is not None:
-        aliases = models[name].aliases
-        if alias not in aliases:
-            raise RegistryError(f"model {name!r} has no alias {alias!r}; there is {_list(aliases)}")
-        return name, str(aliases[alias])
-    found = client.search_model_versions(f"name = '{name}'")
-    numbers = sorted((str(each.version) for each in found), key=int)
-    if number not in numbers:
-        raise RegistryError(f"model {name!r} has no version {number}; there is {_list(numbers)}")
-    return name, number
 
 
 def _list(names: Sequence[str] | Mapping[str, object]) -> str:
@@ -263,13 +291,21 @@ def _save(
         artifacts={"export": str(export_folder), "card": str(card)},
         code_paths=[str(Path(package.__path__[0])) for package in (videomae, clips)],
         signature=_signature(),
-        input_example=(pandas.DataFrame({"video_path": ["videos/one.mp4"]}), {"top_k": 5}),
+        input_example=(pandas.DataFrame({"video": [_example()]}), {"top_k": 5}),
         pip_requirements=[f"{each}=={version(each).split('+')[0]}" for each in REQUIREMENTS],
         model_config=dict(views),
         mlflow_model=Model(run_id=run_id, model_id=model_id, model_uuid=model_id),
     )
     for cache in made.rglob("__pycache__"):
         shutil.rmtree(cache)
+
+
+def _example() -> bytes:
+    """A video of a kilobyte or two, so that the input example can be sent to a server as it is."""
+    config = synthetic.MotionConfig(size=32, frames=16, fps=16, gop=16)
+    return synthetic.encode(
+        synthetic.motion_frames(0, seed=0, config=config), synthetic.Encoding(fps=16, gop=16)
+    )
 
 
 def _signature() -> "ModelSignature":
@@ -299,38 +335,3 @@ def _link(client: "MlflowClient", *, run_id: str, model_id: str) -> None:
     from mlflow.entities import LoggedModelOutput
 
     client.log_outputs(run_id, [LoggedModelOutput(model_id, step=0)])
-
-
-def _card_text(export: Export, card: Card, *, model_uri: str, run_id: str) -> str:
-    config = export.config
-    names = export.class_names or ()
-    shown = ", ".join(names[:40]) + (f" and {len(names) - 40} more" if len(names) > 40 else "")
-    rows = "\n".join(f"| {metric} | {value:.4g} |" for metric, value in card.metrics.items())
-    return f"""Video classifier: VideoMAE ({config.preset}), {config.frames} frames of {config.image_size} x \
-{config.image_size} pixels, {export.num_classes} classes{": " + shown if shown else ""}.
-
-| held-out metric | value |
-|---|---|
-{rows}
-
-| | |
-|---|---|
-| encoder from | {card.lineage} |
-| MLflow run | {run_id} |
-| data manifest | {card.manifest} |
-| licence | {card.licence} |
-
-## Use
-
-    model = mlflow.pyfunc.load_model("{model_uri}")
-    model.predict([{{"video_path": "one.mp4"}}], params={{"top_k": 5}})
-
-A row has `video_path` (a path or URI) or `video` (the file's bytes). The answer has `labels`,
-likeliest first, and their `probabilities`.
-
-## Recipe
-
-```yaml
-{redact(card.recipe).rstrip()}
-```
-"""

@@ -5,25 +5,44 @@ It travels inside the model (MLflow calls this "models from code": no pickle), b
 loads wherever those two packages' requirements are installed. Only MLflow runs it; nobody imports
 it.
 
-Input: a pandas DataFrame, or records, with a column `video_path` (path or URI) or `video` (the
-encoded bytes). Output: for every row the likeliest labels and their probabilities, likeliest first.
-Clips are cut as in evaluation: `views` clips spread evenly over the video times `crops` squares,
-without chance, their probabilities averaged.
+Input: a pandas DataFrame, or records, with a column `video_path` (path, `https://` or `s3://`) or
+`video` (the encoded bytes). Output: for every row the likeliest labels and their probabilities,
+likeliest first. Clips are cut as in evaluation: `views` clips spread evenly over the video times
+`crops` squares, without chance, their probabilities averaged.
+
+Behind a server (`mlflow models serve`) only bytes are taken: a stranger's path would be opened with
+the server's eyes, its files, its network and its credentials. Who runs the server may allow paths
+with `TUBELET_SERVE_PATHS=true` in its environment; a request cannot.
 
 Cost: decoding plus one forward pass per view and crop; one video in memory at a time.
 
 Shapes: V views times crops, T frames, S input size, C channels, K classes.
 """
 
+import os
+import sys
 from typing import Any
 
 import pandas
 import torch
+from mlflow.exceptions import INVALID_PARAMETER_VALUE, MlflowException
 from mlflow.models import set_model
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
 
 import clips
 import videomae
+from clips import storage
+
+ALLOW_PATHS = "TUBELET_SERVE_PATHS"
+"""Environment variable of whoever runs a server: `true` lets requests name files and addresses."""
+_SERVERS = ("mlflow.pyfunc.scoring_server.app", "mlserver", "ray.serve", "bentoml")
+
+
+class BadRequest(MlflowException, ValueError):
+    """What a request asks cannot be done; behind MLflow's server it becomes a 400 with this text."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, error_code=INVALID_PARAMETER_VALUE)
 
 
 class VideoClassifierModel(PythonModel):
@@ -55,27 +74,20 @@ class VideoClassifierModel(PythonModel):
             params: `top_k`, how many labels to give; at most all of them.
 
         Raises:
-            ValueError: a row names no video, or its video cannot be read.
+            BadRequest: a row names no video, or one that cannot be read, or a path behind a server;
+                a `ValueError`.
         """
         top_k = int((params or {}).get("top_k", 5))
         if top_k < 1:
-            raise ValueError(f"top_k={top_k} must be at least 1")
+            raise BadRequest(f"top_k={top_k} must be at least 1")
+        records = model_input.to_dict("records")
+        videos = [_video_of(record, row=row) for row, record in enumerate(records)]
         answers = []
-        for row, record in enumerate(model_input.to_dict("records")):
-            source, path = record.get("video"), record.get("video_path")
-            if isinstance(source, bytes):
-                name = f"the {len(source)} bytes"
-            elif isinstance(path, str):
-                name, source = path, None
-            else:
-                raise ValueError(
-                    f"row {row} has neither `video_path` (a path or URI) nor `video` (the file's "
-                    f"bytes); its columns are {sorted(map(str, record))}"
-                )
+        for row, source in enumerate(videos):
             try:
-                probabilities_K = self._classify(name, source)
+                probabilities_K = self._classify(source)
             except (clips.DecodeError, clips.StorageError) as error:
-                raise ValueError(f"row {row}, {name}: {error}") from error
+                raise BadRequest(f"row {row}, {_name_of(source)}: {error}") from error
             best = probabilities_K.topk(min(top_k, len(self.labels)))
             answers.append(
                 {
@@ -86,10 +98,11 @@ class VideoClassifierModel(PythonModel):
         return answers
 
     @torch.inference_mode()
-    def _classify(self, name: str, source: bytes | None) -> torch.Tensor:
+    def _classify(self, source: str | bytes) -> torch.Tensor:
         config = self.network.config
+        name = _name_of(source)
         video = clips.Video(
-            uri=name,
+            uri=name if isinstance(source, bytes) else source,
             video_id=name,
             row=0,
             size=0,
@@ -105,15 +118,54 @@ class VideoClassifierModel(PythonModel):
         )
         frames_VTSSC = clips.load_views(
             video,
-            clips.ClipConfig(stride=self.model_config["stride"]),
+            clips.ClipConfig(
+                stride=self.model_config["stride"],
+                sampling=self.model_config.get("sampling", "strided"),
+            ),
             frames=config.frames,
             size=config.image_size,
             views=self.model_config["views"],
             crops=self.model_config["crops"],
-            source=source,
+            source=source if isinstance(source, bytes) else None,
         )
         logits_VK = self.network(videomae.normalise(torch.from_numpy(frames_VTSSC)))
         return logits_VK.softmax(-1).mean(0)
+
+
+def _video_of(record: dict[Any, Any], *, row: int) -> str | bytes:
+    """A row's video: its path or URI, or its bytes."""
+    source, path = record.get("video"), record.get("video_path")
+    if isinstance(path, str) and _is_served() and not _paths_are_allowed():
+        raise BadRequest(
+            f"row {row} has a `video_path`, and this server opens no paths or URLs for its callers: "
+            "send the file's bytes as `video` (base64 in JSON). Who runs the server can allow paths "
+            f"with {ALLOW_PATHS}=true in its environment"
+        )
+    if isinstance(source, bytes) and isinstance(path, str):
+        raise BadRequest(f"row {row} has both `video` and `video_path`: give one of them")
+    if isinstance(source, bytes):
+        return source
+    if isinstance(path, str):
+        return path
+    raise BadRequest(
+        f"row {row} has neither `video_path` (a path or URI) nor `video` (the file's bytes); its "
+        f"columns are {sorted(map(str, record))}"
+    )
+
+
+def _name_of(source: str | bytes) -> str:
+    """What messages call a video."""
+    return f"the {len(source)} bytes" if isinstance(source, bytes) else storage.redact(source)
+
+
+def _is_served() -> bool:
+    """Whether strangers may be asking: MLflow's server says so, others show by being loaded."""
+    told = os.environ.get("_MLFLOW_IS_IN_SERVING_ENVIRONMENT", "").lower() == "true"
+    return told or any(server in sys.modules for server in _SERVERS)
+
+
+def _paths_are_allowed() -> bool:
+    return os.environ.get(ALLOW_PATHS, "").lower() in ("1", "true")
 
 
 set_model(VideoClassifierModel())

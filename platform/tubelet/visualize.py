@@ -256,31 +256,43 @@ def loss_curve(
 
 
 def prediction_picture(
-    frames_THWC: Frames, *, title: str, labels: Sequence[str], probabilities: Sequence[float]
+    frames_VTHWC: Frames,
+    *,
+    title: str,
+    labels: Sequence[str],
+    probabilities: Sequence[float],
+    crops: int = 1,
 ) -> bytes:
     """A PNG of the frames a prediction was made from, with its likeliest labels.
 
     Args:
-        frames_THWC: uint8 frames, in the order the model saw them.
+        frames_VTHWC: uint8 frames of each clip, in the order the model saw them.
         title: first line of the picture, for example the video's name.
         labels: likeliest first.
         probabilities: of the labels, between 0 and 1.
+        crops: squares that each clip was cut into; of several the middle one is given.
     """
-    scale = _scale(frames_THWC, SMALLEST_TILE)
-    columns = min(8, len(frames_THWC))
-    rows = -(-len(frames_THWC) // columns)
-    height, width = (side * scale for side in frames_THWC.shape[1:3])
+    clips, frames = frames_VTHWC.shape[:2]
+    scale = _scale(frames_VTHWC, SMALLEST_TILE)
+    columns = min(8, frames)
+    rows = -(-frames // columns)
+    height, width = (side * scale for side in frames_VTHWC.shape[2:4])
     bar, grid_width = 26, max(columns * (width + GAP) - GAP, 480)
-    canvas = _Canvas(
-        title, f"The {len(frames_THWC)} frames the model saw, in order.", left=0, top=64
-    )
-    for index, frame in enumerate(frames_THWC):
-        canvas.paste(
-            _enlarged(frame, scale),
-            index % columns * (width + GAP),
-            index // columns * (height + GAP),
-        )
-    below = rows * (height + GAP) + 16
+    legend = f"The {frames} frames the model saw, in order."
+    if clips > 1:
+        legend = f"The {clips} clips of {frames} frames that the model saw, in order."
+    if crops > 1:
+        legend += f" Of each clip the middle one of its {crops} squares."
+    canvas = _Canvas(title, legend, left=0, top=64)
+    clip_height = rows * (height + GAP) + CLIP_GAP - GAP
+    for clip, frames_THWC in enumerate(frames_VTHWC):
+        for index, frame in enumerate(frames_THWC):
+            canvas.paste(
+                _enlarged(frame, scale),
+                index % columns * (width + GAP),
+                clip * clip_height + index // columns * (height + GAP),
+            )
+    below = clips * clip_height - CLIP_GAP + GAP + 16
     name_width, number_width = 0.34 * grid_width, 56
     for index, (label, probability) in enumerate(zip(labels, probabilities, strict=True)):
         y = below + index * bar

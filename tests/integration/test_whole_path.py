@@ -218,7 +218,7 @@ def test_a_model_is_found_by_its_alias_and_predicts_a_video(
 ) -> None:
     version = client.get_model_version_by_alias(MODEL, ALIAS)
     assert version.run_id == only_run(client, "finetune").info.run_id
-    (row,) = pq.read_table(whole_path.folder / "predict" / "predictions.parquet").to_pylist()
+    (row,) = pq.read_table(whole_path.folder / "predict" / "predictions").to_pylist()
     up = manifest.label_indices() == manifest.classes.index("up")
     (place,) = (place for place in manifest.select(split="val") if up[place])
     export = videomae.load_export(whole_path.folder / "runs" / "finetune" / "export" / "draw_1")
@@ -233,7 +233,7 @@ def test_a_model_is_found_by_its_alias_and_predicts_a_video(
     assert f"{row['video_id']}: {shown}" in printed
     folder = whole_path.folder / "predict"
     assert printed[-1] == (
-        f"1 videos, 0 files rejected: {folder}/predictions.parquet; "
+        f"1 videos predicted, 0 files rejected: {folder}/predictions; "
         f"frames of the first in {folder}/prediction.png"
     )
     assert image.imread(folder / "prediction.png").std() > 0.01

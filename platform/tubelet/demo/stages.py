@@ -245,7 +245,7 @@ def predict_one(root: Path, champion: str, data: Manifest, target: Path) -> tupl
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_bytes(
         visualize.prediction_picture(
-            frames[0],
+            frames,
             title=video.video_id,
             labels=answer["labels"],
             probabilities=answer["probabilities"],

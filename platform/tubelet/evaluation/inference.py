@@ -83,7 +83,7 @@ def predict(
     del models
     shape = frames_and_size(exports[0])
     each = group_size(views, *shape)
-    decoder: Any = Decoder(table, rows, shape, views, decode, each)
+    decoder: Any = Groups(Decoder(table, rows, shape, views, decode), each)
     groups = max(1, -(-len(rows) // each))
     dataset = (
         ray.data.range(groups, override_num_blocks=groups)
@@ -124,22 +124,19 @@ def frames_and_size(export: str) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class Decoder:
-    """From groups of places in ``rows`` to all views of their videos."""
+    """From places in ``rows`` to all views of their videos."""
 
     table: LocalTable
     rows: NDArray[np.int64]
     shape: tuple[int, int]
     views: Views
     decode: DecodeConfig
-    each: int
-    """Videos of a group."""
 
     def __call__(self, batch: Mapping[str, NDArray[Any]]) -> dict[str, Any]:
-        """Ray Data's map function: from the number of a group to its videos."""
+        """Ray Data's map function."""
         frames, size = self.shape
         count = self.views.views * self.views.crops
-        (group,) = batch["id"]
-        place = np.arange(group * self.each, min((group + 1) * self.each, len(self.rows)))
+        place = batch["id"]
         clips = np.zeros((len(place), count, frames, size, size, 3), np.uint8)
         videos = [self.table.video(int(self.rows[i])) for i in place]
         reasons = [""] * len(place)
@@ -159,7 +156,6 @@ class Decoder:
             except DecodeError as error:
                 reasons[i] = str(error)
         return {
-            "group": np.full(len(place), group),
             "place": place,
             "row": np.array([v.row for v in videos], np.int64),
             "video_id": np.array([v.video_id for v in videos], dtype=object),
@@ -167,6 +163,21 @@ class Decoder:
             "reason": np.array(reasons, dtype=object),
             "clips": clips,
         }
+
+
+@dataclass(frozen=True)
+class Groups:
+    """From the number of a group to all views of its videos."""
+
+    decoder: Decoder
+    each: int
+    """Videos of a group."""
+
+    def __call__(self, batch: Mapping[str, NDArray[Any]]) -> dict[str, Any]:
+        """Ray Data's map function; a batch is one number."""
+        (group,) = batch["id"]
+        place = np.arange(group * self.each, min((group + 1) * self.each, len(self.decoder.rows)))
+        return {**self.decoder({"id": place}), "group": np.full(len(place), group)}
 
 
 class Classifiers:

@@ -8,7 +8,7 @@ gains between -4 and +31 points), and one start of the trainer costs as much as 
 import functools
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from tubelet import handover, pictures, rows, supervision
+from clips import storage
+from tubelet import handover, origins, pictures, rows, supervision
 from tubelet.config import UserError
 from tubelet.feed import Unit
 from tubelet.fit import Job
@@ -63,7 +64,9 @@ def job(recipe: Finetune) -> Job:
     ledger = plan.ledger
     start = "random weights"
     if recipe.head.init:
-        report = load(build(recipe, len(classes)), recipe.head, classes=classes)
+        recipe = settled(recipe, recipe.head.init)
+        model = build(recipe, len(classes))
+        report = load(model, recipe.head, classes=classes, root=recipe.run.storage)
         start = f"{recipe.head.init} ({report})"
     return Job(
         kind="finetune",
@@ -94,8 +97,19 @@ def build(recipe: Finetune, classes: int) -> VideoClassifier:
     )
 
 
-def load(model: VideoClassifier, head: HeadConfig, *, classes: Sequence[str]) -> LoadReport:
-    """Fill a classifier of these classes from ``head.init``.
+def settled(recipe: Finetune, init: str) -> Finetune:
+    """The recipe with a ``head.init`` that means the same tomorrow and can be read by workers (``origins``)."""
+    try:
+        init = origins.settle(init, root=recipe.run.storage)
+    except UserError as error:
+        raise UserError(f"head.init: {init}: {error}") from error
+    return replace(recipe, head=replace(recipe.head, init=init))
+
+
+def load(
+    model: VideoClassifier, head: HeadConfig, *, classes: Sequence[str], root: str
+) -> LoadReport:
+    """Fill a classifier of these classes from a settled ``head.init``; ``root`` is ``run.storage``.
 
     A head for other classes stays out, even if they are as many, where the export has their names.
 
@@ -104,8 +118,8 @@ def load(model: VideoClassifier, head: HeadConfig, *, classes: Sequence[str]) ->
     """
     assert head.init is not None
     try:
-        weights = handover.read_weights(head.init)
-        theirs = handover.class_names(head.init)
+        weights = origins.read(head.init, root=root)
+        theirs = handover.class_names(origins.place_of(head.init, root=storage.absolute(root)))
     except (ValueError, FileNotFoundError) as error:
         raise UserError(f"head.init: {head.init}: {error}") from error
     match: Match = "all" if head.match == "classes" else head.match
@@ -205,7 +219,8 @@ class Classifying:
         torch.manual_seed(self.recipe.run.seed * 1_000_003 + draw)
         model = build(self.recipe, len(self.classes))
         if self.recipe.head.init:
-            load(model, self.recipe.head, classes=self.classes)
+            root = self.session.run.uri.rpartition("/")[0]
+            load(model, self.recipe.head, classes=self.classes, root=root)
         return model
 
     def blocks(self, model: nn.Module) -> Sequence[nn.Module]:

@@ -284,6 +284,15 @@ MODEL_CASES: dict[str, Case] = {
         "predict {}/empty model={}/classifier output={}/out",
         ["no videos found in {}/empty: it holds no files; videos end in .mp4"],
     ),
+    "predicting something else into the same folder": (
+        "predict {}/flat model={}/classifier top_k=3 output={}/predicted",
+        [
+            "{}/predicted holds predictions of another kind (model models:/motion@champion, now {}/classifier):",
+            "  weights: 0123 -> ",
+            "  top_k: 5 -> 3",
+            "ask as before, choose another output=, or delete them with fresh=true",
+        ],
+    ),
     "predicting two sources": (
         "predict {}/flat {}/empty model={}/classifier",
         ["one SOURCE at a time, got 2: {}/flat {}/empty"],
@@ -336,6 +345,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     asked = {"videos": None, "labels": "none", "study": False}
     (folder / "finished_demo" / "demo.json").write_text(json.dumps(asked))
     (folder / "finished_demo" / "report.json").write_text("{}")
+    (folder / "predicted").mkdir()
+    told = {"model": "models:/motion@champion", "source": f"{folder}/flat", "weights": "0123"}
+    told |= {"stride": 1, "views": 1, "crops": 1, "top_k": 5}
+    (folder / "predicted" / "predict.json").write_text(json.dumps(told))
     pq.write_table(pa.table({"prices": [1, 2]}), folder / "other.parquet")
     write_videos(folder / "flat", range(4), seed=3, config=SMALL)
     split = ["train"] * 24 + ["val"] * 8

@@ -104,7 +104,10 @@ def test_a_folder_without_a_run_says_what_is_there(tmp_path: Path) -> None:
 
 
 def test_commands_that_do_not_exist_and_missing_names_are_refused() -> None:
-    with pytest.raises(UserError, match="tubelet audti: unknown command; there is: audit"):
+    with pytest.raises(
+        UserError,
+        match="tubelet audti: unknown command; there is: audit, register, promote, predict",
+    ):
         cli._command(["audti"])
     with pytest.raises(UserError, match=r"takes one run's folder, got 0: tubelet audit RUN"):
         cli._command(["audit"])

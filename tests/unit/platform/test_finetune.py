@@ -237,10 +237,9 @@ def pretrained(folder: Path, config: ModelConfig = MODEL) -> dict[str, Tensor]:
 
 
 def error_of(init: Path) -> str:
+    model, head = build_classifier(MODEL, num_classes=4), HeadConfig(init=str(init))
     with pytest.raises(UserError) as caught:
-        finetune.load(
-            build_classifier(MODEL, num_classes=4), HeadConfig(init=str(init)), classes=CLASSES
-        )
+        finetune.load(model, head, classes=CLASSES, root="/nowhere")
     return str(caught.value)
 
 
@@ -304,7 +303,9 @@ def test_a_head_of_other_classes_is_counted_and_needs_a_word(
         f"its head has {classes} classes, {word} than the 4 of the data: head.match=body starts with a fresh head"
     )
     model = build_classifier(MODEL, num_classes=4)
-    report = finetune.load(model, HeadConfig(init=str(tmp_path), match="body"), classes=CLASSES)
+    report = finetune.load(
+        model, HeadConfig(init=str(tmp_path), match="body"), classes=CLASSES, root="/nowhere"
+    )
     assert report.skipped == ("head.weight", "head.bias")
     assert torch.equal(model.fc_norm.weight, state["fc_norm.weight"])
 
@@ -321,12 +322,14 @@ def test_a_head_of_as_many_other_classes_is_told_by_their_names(tmp_path: Path) 
         model = build_classifier(MODEL, num_classes=4)
         fresh = model.head.weight.clone()
         other = HeadConfig(init=str(tmp_path), match=match)
-        report = finetune.load(model, other, classes=CLASSES)
+        report = finetune.load(model, other, classes=CLASSES, root="/nowhere")
         assert report.skipped == ("head.weight", "head.bias")
         assert torch.equal(model.head.weight, fresh)
         assert torch.equal(model.fc_norm.weight, state["fc_norm.weight"])
     same = HeadConfig(init=str(tmp_path))
-    report = finetune.load(build_classifier(MODEL, num_classes=4), same, classes=theirs)
+    report = finetune.load(
+        build_classifier(MODEL, num_classes=4), same, classes=theirs, root="/nowhere"
+    )
     assert report.missing == ()
 
 
@@ -336,12 +339,12 @@ def test_a_head_may_be_taken_class_by_class(tmp_path: Path) -> None:
     handover.write(str(tmp_path), state, MODEL, extra={}, class_names=theirs)
     model = build_classifier(MODEL, num_classes=4)
     by_name = HeadConfig(init=str(tmp_path), match="classes")
-    assert finetune.load(model, by_name, classes=CLASSES).missing == ()
+    assert finetune.load(model, by_name, classes=CLASSES, root="/nowhere").missing == ()
     for number, name in enumerate(CLASSES):
         assert torch.equal(model.head.weight[number], state["head.weight"][theirs.index(name)])
         assert model.head.bias[number] == state["head.bias"][theirs.index(name)]
     with pytest.raises(UserError) as caught:
-        finetune.load(model, by_name, classes=("hop", *CLASSES[1:]))
+        finetune.load(model, by_name, classes=("hop", *CLASSES[1:]), root="/nowhere")
     assert str(caught.value) == (
         f"head.init: {tmp_path}: head.match=classes takes the head's rows by name, and of 4 classes of the data it has "
         "none for 1 ('hop'): name the classes alike, or start with a fresh head by head.match=body"
@@ -361,7 +364,7 @@ def test_an_authors_file_starts_a_run_with_its_logits(shared: Path) -> None:
         "model.heads=3",
     )
     model = finetune.build(made, 7).eval()
-    report = finetune.load(model, made.head, classes="abcdefg")
+    report = finetune.load(model, made.head, classes="abcdefg", root="/nowhere")
     assert str(report) == (
         "loaded 32 of 32 tensors that can match, 100%; fresh: nothing; not used: nothing"
     )
@@ -369,7 +372,7 @@ def test_an_authors_file_starts_a_run_with_its_logits(shared: Path) -> None:
         logits = model(torch.from_numpy(theirs["x_bcthw"])).detach().numpy()
         np.testing.assert_allclose(logits, theirs["logits"], rtol=0, atol=1e-5)
     pretrained_ = dataclasses.replace(made.head, init=str(folder / "pretrain.pth"))
-    report = finetune.load(model, pretrained_, classes="abcdefg")
+    report = finetune.load(model, pretrained_, classes="abcdefg", root="/nowhere")
     assert str(report).startswith(
         "loaded 28 of 28 tensors that can match, 100%; fresh: fc_norm.weight"
     )

@@ -1,9 +1,11 @@
 import ast
+import hashlib
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -31,7 +33,8 @@ CARD = registry.Card(
     metrics={"eval/top1": 0.875},
     manifest="m" * 64,
     recipe="run: {storage: 's3://key:secret@bucket'}\n",
-    lineage="run 0123 (demo-pretrain)",
+    lineage="run 0123 (demo-pretrain), s3://key:secret@bucket/init.pth",
+    revision="abc123",
 )
 
 
@@ -130,6 +133,11 @@ def test_a_registered_model_answers_as_evaluation_does(
         ([{"video": b"not a video"}], {}, r"row 0, the 11 bytes: "),
         ([{"video_path": None}], {}, r"row 0 has neither `video_path`"),
         ([{"video": b""}], {"top_k": 0}, r"top_k=0 must be at least 1"),
+        (
+            [{"video": b"x", "video_path": "one.mp4"}],
+            {},
+            r"row 0 has both `video` and `video_path`: give one of them",
+        ),
     ],
 )
 def test_a_bad_request_is_told_by_row(
@@ -138,6 +146,47 @@ def test_a_bad_request_is_told_by_row(
     model = registry.load(model_uri, uri=uri)
     with pytest.raises(ValueError, match=message):
         model.predict(pandas.DataFrame(rows), params=params)
+
+
+@pytest.fixture(params=["MLflow's", "another"])
+def served(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if this process were a server."""
+    if request.param == "another":
+        monkeypatch.setitem(sys.modules, "mlserver", ModuleType("mlserver"))
+    else:
+        monkeypatch.setenv("_MLFLOW_IS_IN_SERVING_ENVIRONMENT", "true")
+
+
+def test_behind_a_server_a_model_opens_no_paths_and_none_of_a_request_that_has_one(
+    uri: str, model_uri: str, video: Path, served: None
+) -> None:
+    model = registry.load(model_uri, uri=uri)
+    data = video.read_bytes()
+    (answer,) = model.predict([{"video": data}])
+    assert len(answer["labels"]) == 5
+    for path in (str(video), "https://example.com/one.mp4", "/etc/passwd"):
+        rows = pandas.DataFrame([{"video": data}, {"video_path": path}])
+        with pytest.raises(ValueError, match="row 1 has a `video_path`, and this server opens no"):
+            model.predict(rows)
+
+
+def test_who_runs_the_server_may_allow_paths(
+    uri: str, model_uri: str, video: Path, served: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = registry.load(model_uri, uri=uri)
+    monkeypatch.setenv("TUBELET_SERVE_PATHS", "no")
+    with pytest.raises(ValueError, match="TUBELET_SERVE_PATHS=true in its environment"):
+        model.predict([{"video_path": str(video)}])
+    monkeypatch.setenv("TUBELET_SERVE_PATHS", "true")
+    (answer,) = model.predict([{"video_path": str(video)}])
+    assert len(answer["labels"]) == 5
+
+
+def test_a_path_with_a_password_is_not_repeated(uri: str, model_uri: str) -> None:
+    model = registry.load(model_uri, uri=uri)
+    with pytest.raises(ValueError, match="row 0, ") as caught:
+        model.predict([{"video_path": "nowhere://user:secret@host/one.mp4"}])
+    assert "secret" not in str(caught.value)
 
 
 def test_a_version_says_where_it_comes_from(uri: str, model_uri: str, run_id: str) -> None:
@@ -152,8 +201,20 @@ def test_a_version_says_where_it_comes_from(uri: str, model_uri: str, run_id: st
         "run 0123 (demo-pretrain)",
         "up_right",
         f'"{model_uri}"',
+        "TUBELET_SERVE_PATHS=true",
+        "| code revision | abc123 |",
     ):
         assert part in card
+    (file,) = model_folder(uri).rglob("model.safetensors")
+    weights = hashlib.sha256(file.read_bytes()).hexdigest()
+    assert f"| weights (SHA-256) | {weights} |" in card
+    assert {name: value for name, value in version.tags.items() if name.startswith("tubelet.")} == {
+        "tubelet.manifest": "m" * 64,
+        "tubelet.weights": weights,
+        "tubelet.lineage": "run 0123 (demo-pretrain), s3://***@bucket/init.pth",
+        "tubelet.licence": CARD.licence,
+        "tubelet.revision": "abc123",
+    }
     assert "secret" not in card
     outputs = MlflowClient(uri).get_run(run_id).outputs
     assert outputs is not None
@@ -174,11 +235,20 @@ def test_a_model_holds_what_it_needs_and_no_pickle(uri: str, model_uri: str) -> 
         "input_example.json",
     } <= files
     assert not [path for path in files if path.endswith((".pkl", ".pyc", ".pt", ".pth"))]
-    assert json.loads((folder / "input_example.json").read_text())["inputs"]["columns"] == [
-        "video_path"
-    ]
     pinned = (folder / "requirements.txt").read_text().split()
     assert [line.split("==")[0] for line in pinned] == list(registry.REQUIREMENTS)
+
+
+def test_the_input_example_is_a_video_and_can_be_sent_as_it_is(uri: str, model_uri: str) -> None:
+    from mlflow.models import Model
+
+    folder = model_folder(uri)
+    assert (folder / "serving_input_example.json").stat().st_size < 20_000
+    model = registry.load(model_uri, uri=uri)
+    example = Model.load(str(folder)).load_input_example(str(folder))
+    (answer,) = model.predict(example)
+    assert sorted(answer["labels"])[:5] == sorted(answer["labels"])
+    assert sum(answer["probabilities"]) <= 1 + 1e-6
 
 
 def model_folder(uri: str) -> Path:
@@ -222,7 +292,7 @@ def test_an_export_is_fetched_with_the_views_it_was_registered_with(
     uri: str, model_uri: str, export: Path, tmp_path: Path
 ) -> None:
     fetched, views = registry.fetch(model_uri, tmp_path, uri=uri)
-    assert views == {"stride": 2, "views": 2, "crops": 1}
+    assert views == {"stride": 2, "sampling": "strided", "views": 2, "crops": 1}
     assert fetched.is_relative_to(tmp_path)
     for name in ("model.safetensors", "config.json"):
         assert (fetched / name).read_bytes() == (export / name).read_bytes()
@@ -295,8 +365,9 @@ def imports(path: Path) -> set[str]:
 def test_the_requirements_are_what_the_model_imports() -> None:
     files = [ROOT / "platform/tubelet/served_model.py"]
     files += (ROOT / "models/videomae").rglob("*.py")
-    clusters_only = {"pipeline.py", "disposable.py", "shards.py", "shard_copies.py"}
-    files += [p for p in (ROOT / "datasets/clips").rglob("*.py") if p.name not in clusters_only]
+    elsewhere = {"pipeline.py", "disposable.py", "shards.py", "shard_copies.py"}  # on clusters
+    elsewhere |= {"randaugment.py"}  # when training
+    files += [p for p in (ROOT / "datasets/clips").rglob("*.py") if p.name not in elsewhere]
     needed = set().union(*map(imports, files)) - {"videomae", "clips"}
     optional = {"decord", "torchcodec", "botocore", "aiohttp"}  # extras; come with boto3 and s3fs
     implied = {"s3fs"}  # fsspec loads it by name

@@ -226,12 +226,12 @@ def test_a_loss_curve_tells_of_points_it_cannot_draw() -> None:
 
 
 def test_a_prediction_shows_every_frame_and_a_bar_for_each_label() -> None:
-    frames = random_frames(model(frames=10, side=16), clips=1)[0].numpy()
+    frames = random_frames(model(frames=10, side=16), clips=2).numpy()
     png = visualize.prediction_picture(
-        frames, title="a.mp4", labels=["left", "x" * 200], probabilities=[0.75, 0.25]
+        frames, title="a.mp4", labels=["left", "x" * 200], probabilities=[0.75, 0.25], crops=3
     )
     shown = picture(png)
-    for frame in frames:
+    for frame in frames.reshape(-1, *frames.shape[2:]):
         assert contains(shown, frame.repeat(7, axis=0).repeat(7, axis=1))
     first, second = pixel_count(shown, "#0969da"), pixel_count(shown, "#a0bee2")
     assert first == pytest.approx(3 * second, rel=0.02)
