@@ -196,6 +196,8 @@ class _Search:
                 terminal.say(f"{received[0]}: the running trials save; a second one stops at once")
                 searcher.closed = True
                 self._leave()
+                # Ray Tune's thread lives until the process ends, and would complain that Ray does not.
+                logging.getLogger("ray").setLevel(logging.CRITICAL + 1)
             self._look(bar)
         return self._finish(interrupted=bool(received))
 

@@ -20,6 +20,12 @@ from tubelet.sweep.recipe import Sweep
 from tubelet.sweep.trials import Recipe
 from tubelet.tracked import Tracked
 
+_STATUSES: dict[str, tracking.Status] = {
+    "finished": "FINISHED",
+    "stopped": "KILLED",
+    "failed": "FAILED",
+}
+
 
 def find(directory: RunDirectory, sweep: Sweep, recipe: Recipe, job: Job) -> dict[str, Any]:
     """The sweep's record: a new one, or the existing one if this command may go on with it. Changes nothing.
@@ -95,7 +101,7 @@ def begin(
 def settle(
     sweep: Sweep, recipe: Recipe, journal: Journal, *, mlflow_uri: str, root: str, parent: str
 ) -> None:
-    """Bring to MLflow what it lacks of trials that had been stopped, but whose runs were killed while they left."""
+    """Bring to MLflow what it lacks of trials that have ended, but whose runs were killed while they left."""
     for trial in journal.ended:
         directory = RunDirectory(storage.join(root, trial.run))
         record = directory.read_json("run.json")
@@ -106,7 +112,7 @@ def settle(
         job = trials.job_of(whole, trials.tags(sweep, trial.number, parent=parent))
         with Tracked(job, directory, record, uri=mlflow_uri, root=root) as tracked:
             tracked.begin(revision=record["revision"])
-            tracked.end("KILLED")
+            tracked.end(_STATUSES[trial.status])
         directory.record_event(
             "end", code=config.INTERRUPTED, message="killed while it was leaving"
         )
