@@ -237,7 +237,9 @@ def test_an_interrupted_population_says_so_and_goes_on(population: Interrupted) 
     assert "the same command goes on with" in population.output
 
 
-def test_the_worse_trial_goes_on_from_the_betters_checkpoint(population: Interrupted) -> None:
+def test_in_a_population_the_worse_trial_goes_on_from_the_betters_checkpoint(
+    population: Interrupted,
+) -> None:
     storage = population.folder / "runs"
     known = Journal.read(RunDirectory(str(storage / "s")))
     assert {trial.status for trial in known.trials.values()} == {"finished"}
@@ -245,10 +247,12 @@ def test_the_worse_trial_goes_on_from_the_betters_checkpoint(population: Interru
     assert changed
     for trial in changed:
         run = RunDirectory(str(storage / trial.run))
+        assert not list((storage / "s").glob("grafts/*"))
         grafts = [event for event in run.events() if event["event"] == "graft"]
         assert len(grafts) == len(trial.changes)
         sources = [change.source for change in trial.changes]
         assert [graft["source"].rpartition("/")[2] for graft in grafts] == sources
+        assert [graft["step"] for graft in grafts] == [change.step for change in trial.changes]
         assert all(1e-6 <= change.values["optim.lr"] <= 1.0 for change in trial.changes)
 
 

@@ -3,6 +3,7 @@
     <run.storage>/<run.name>/
         sweep.json  sweep.yaml  finished.json  owner.json (while a driver searches)
         trials/00003.json        values, results in the order of all results, how it ended
+        grafts/00003-0/          a checkpoint on its way from one trial of a population to another
         rungs.json               of successive halving: who had which value there (to look at)
         results/                 results.html, results.png, best.yaml: the best trial's recipe, ready to run
         ray/ (Ray's own, disposable)
@@ -44,6 +45,8 @@ class Change:
     epochs: float
     source: str
     """The other trial's run."""
+    step: int
+    """Of that checkpoint."""
     values: dict[str, Any]
     """By which it went on."""
 
@@ -107,6 +110,14 @@ class Journal:
         place = sum(len(t.results) for t in list(self.trials.values()))
         heard = Heard(place, step, epochs, value, stop)
         return self.keep(replace(trial, results=(*trial.results, heard)))
+
+    def run_of(self, trial: Trial) -> RunDirectory:
+        """A trial's run, beside the sweep's folder."""
+        return RunDirectory(storage.join(self.directory.uri.rsplit("/", 1)[0], trial.run))
+
+    def graft(self, number: int, change: int) -> str:
+        """Where the checkpoint waits from which a trial goes on after its n-th change (from 0)."""
+        return self.directory.path("grafts", f"{number:05d}-{change}")
 
     def in_order(self) -> list[tuple[Trial, Heard]]:
         """All results in the order in which they came."""

@@ -18,6 +18,7 @@ from ray.tune.schedulers import (
     TrialScheduler,
 )
 
+from tubelet.sweep import grafting
 from tubelet.sweep.journal import Change, Journal
 from tubelet.sweep.recipe import Sweep
 from tubelet.sweep.search import NUMBER, VALUE, names
@@ -208,10 +209,14 @@ class Population(PopulationBasedTraining):
 
     def _exploit(self, tune_controller: Any, trial: Any, trial_to_clone: Any) -> None:
         number, source = trial.config[NUMBER], trial_to_clone.config[NUMBER]
+        known, better = self._journal.trials[number], self._journal.trials[source]
+        place = self._journal.graft(number, len(known.changes))
+        step = grafting.set_aside(self._journal.run_of(better), place)
+        if step is None:
+            return  # too early: both go on as they are
         super()._exploit(tune_controller, trial, trial_to_clone)
-        known = self._journal.trials[number]
         values = {key: trial.config[key] for key in self._keys}
-        change = Change(known.epochs, self._journal.trials[source].run, values)
+        change = Change(known.epochs, better.run, step, values)
         known = self._journal.update(number, values=values, changes=(*known.changes, change))
         trial.set_config({**values, **names(known)})
 

@@ -26,8 +26,8 @@ VALUE = "value"
 """Name of the metric in what trials tell Ray Tune."""
 NUMBER = "trial"
 """Name of the trial's number in its configuration."""
-SOURCES = "sources"
-"""Name, there, of the runs whose checkpoints it has gone on from, in turn."""
+GRAFTS = "grafts"
+"""Name, there, of how often it has gone on from another trial's checkpoint."""
 
 
 class JournalSearch(OptunaSearch):
@@ -120,7 +120,7 @@ class JournalSearch(OptunaSearch):
 
 def names(known: Known) -> dict[str, Any]:
     """What a trial's configuration holds beside its values."""
-    return {NUMBER: known.number, SOURCES: [change.source for change in known.changes]}
+    return {NUMBER: known.number, GRAFTS: len(known.changes)}
 
 
 def distribution(dimension: Dimension) -> BaseDistribution:

@@ -27,9 +27,10 @@ from tubelet.fit import Job, spool_folder
 from tubelet.run_directory import RunDirectory
 from tubelet.spool import points_file
 from tubelet.sweep import grafting, trials
+from tubelet.sweep.journal import Journal
 from tubelet.sweep.recipe import Sweep
 from tubelet.sweep.rules import EPOCHS, FAILED
-from tubelet.sweep.search import NUMBER, SOURCES, VALUE
+from tubelet.sweep.search import GRAFTS, NUMBER, VALUE
 
 _log = logging.getLogger(__name__)
 
@@ -95,9 +96,9 @@ class RunTrial(tune.Trainable):
     # --- the run -------------------------------------------------------------------------------
 
     def _take(self, config: dict[str, Any]) -> None:
-        ours = (NUMBER, SOURCES)
+        ours = (NUMBER, GRAFTS)
         self._values = {key: value for key, value in config.items() if key not in ours}
-        self._number, self._sources = int(config[NUMBER]), list(config[SOURCES])
+        self._number, self._grafts = int(config[NUMBER]), int(config[GRAFTS])
         name = self._given.sweep.run.name
         self._run = f"{name}-{self._number:05d}"
         self._root = storage.absolute(self._given.sweep.run.storage)
@@ -142,9 +143,9 @@ class RunTrial(tune.Trainable):
         )
 
     def _start(self, job: Job) -> None:
-        if grafting.grafts(self._directory) < len(self._sources):  # once each, whoever was killed
-            source = RunDirectory(storage.join(self._root, self._sources[-1]))
-            grafting.graft(source, self._directory)
+        if grafting.taken(self._directory) < self._grafts:  # once each, whoever was killed
+            sweep = RunDirectory(storage.join(self._root, self._given.sweep.run.name or ""))
+            grafting.take(Journal(sweep).graft(self._number, self._grafts - 1), self._directory)
         self._thread = threading.Thread(target=self._train, args=(job,), name="run", daemon=True)
         self._thread.start()
 

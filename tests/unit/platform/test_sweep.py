@@ -9,15 +9,16 @@ from typing import Any
 import pytest
 
 from clips import storage
+from motion import motion_manifest
 from tubelet import cluster, config
 from tubelet.config import UserError
 from tubelet.recipes import Finetune
 from tubelet.run_directory import Attempt, Commit, RunDirectory, checkpoint_name
-from tubelet.sweep import driver, grafting, page, rules, trials
+from tubelet.sweep import driver, grafting, page, record, rules, trials
 from tubelet.sweep.journal import Change, Heard, Journal, Trial
 from tubelet.sweep.picture import picture
 from tubelet.sweep.recipe import Sweep
-from tubelet.sweep.search import NUMBER, SOURCES, JournalSearch
+from tubelet.sweep.search import GRAFTS, NUMBER, JournalSearch
 from tubelet.sweep.space import Dimension
 from tubelet.sweep.trial import Evaluation, Evaluations
 
@@ -49,7 +50,7 @@ def go_through(known: Journal, kind: str, trials: int, *, seed: int = 3) -> list
         values = searcher.suggest(name)
         assert values is not None
         number = values[NUMBER]
-        out.append({k: v for k, v in values.items() if k not in (NUMBER, SOURCES)})
+        out.append({k: v for k, v in values.items() if k not in (NUMBER, GRAFTS)})
         known.hear(number, step=1, epochs=1.0, value=score(values), stop=False)
         known.update(number, status="finished")
         searcher.on_trial_complete(name, {"value": score(values)})
@@ -65,7 +66,7 @@ def test_a_journal_reads_back_what_was_kept(tmp_path: Path) -> None:
     known.keep(Trial(1, "s-00001", {"optim.lr": 0.2, "head.pooling": "token0"}))
     known.hear(1, step=5, epochs=1.0, value=0.3, stop=False)
     known.hear(0, step=5, epochs=1.0, value=0.2, stop=True)
-    change = Change(1.0, source="s-00001", values={"optim.lr": 0.12})
+    change = Change(1.0, source="s-00001", step=5, values={"optim.lr": 0.12})
     known.update(0, status="stopped", message="why", changes=(change,))
     again = journal(tmp_path)
     assert again.trials == known.trials
@@ -132,7 +133,7 @@ def test_a_new_trial_is_in_the_journal_before_anyone_starts_it(tmp_path: Path) -
     values = search(journal(tmp_path)).suggest("id")
     assert values is not None
     (written,) = journal(tmp_path).trials.values()
-    assert {**written.values, NUMBER: 0, SOURCES: []} == values
+    assert {**written.values, NUMBER: 0, GRAFTS: 0} == values
     assert (written.run, written.status) == ("s-00000", "running")
 
 
@@ -332,6 +333,36 @@ def test_as_many_trials_run_at_once_as_the_cluster_holds(
     assert driver.at_once(asked, trials.base(asked), found) == expected
 
 
+def test_a_finished_sweep_may_get_more_trials_and_nothing_else(tmp_path: Path) -> None:
+    motion_manifest(tmp_path / "videos", training=8, held_out=8)
+    data = {"data.manifest": f"{tmp_path}/videos.parquet", "batch": {"size": 8, "micro": 8}}
+
+    def find(**changes: Any) -> dict[str, Any]:
+        asked = sweep(tmp_path, **{"set": data, "trials": 2, **changes})
+        recipe = trials.base(asked)
+        job = trials.job_of(trials.recipe_of(asked, recipe, run="s-00000", values={}))
+        return record.find(directory, asked, recipe, job)
+
+    directory = RunDirectory(str(tmp_path / "runs" / "s"))
+    first = find()
+    directory.write_json(first, "sweep.json")
+    assert find()["mlflow_key"] == first["mlflow_key"]
+    directory.write_json({"trials": 2}, "finished.json")
+    with pytest.raises(
+        UserError, match=r"is finished \(2 trials\): .* or go on with more: trials=N$"
+    ):
+        find()
+    assert find(trials=3)["mlflow_key"] == first["mlflow_key"]
+    with pytest.raises(
+        UserError, match=r"(?s)started otherwise:\n  mode: 'min' -> 'max'\n.*could not be"
+    ):
+        find(trials=3, mode="max")
+    with pytest.raises(UserError, match=r"(?s)started otherwise:.*data\.copies: 1 -> 2"):
+        find(trials=3, set={**data, "data.copies": 2})
+    anew = find(run={"name": "s", "storage": str(tmp_path / "runs"), "fresh": True})
+    assert anew["mlflow_key"] != first["mlflow_key"]
+
+
 # --- runs ---------------------------------------------------------------------------------------
 
 
@@ -352,11 +383,15 @@ def run_with_checkpoint(folder: Path, *, step: int) -> RunDirectory:
     return run
 
 
-def test_a_run_goes_on_from_anothers_newest_checkpoint(tmp_path: Path) -> None:
+def test_a_run_goes_on_from_what_was_anothers_newest_checkpoint_at_the_time(tmp_path: Path) -> None:
     source = run_with_checkpoint(tmp_path / "good", step=12)
     target = run_with_checkpoint(tmp_path / "bad", step=40)
-    assert grafting.graft(source, target) == 12
-    assert (grafting.grafts(source), grafting.grafts(target)) == (0, 1)
+    place = str(tmp_path / "aside")
+    assert grafting.set_aside(source, place) == 12
+    run_with_checkpoint(tmp_path / "good", step=30)  # it goes on meanwhile
+    assert grafting.take(place, target) == 12
+    assert (grafting.taken(source), grafting.taken(target)) == (0, 1)
+    assert not Path(place).exists()
     found = target.resume_point(target.newest_attempt())
     assert found is not None
     assert (found.step, found.attempt, found.audit, found.points) == (12, 2, {}, [])
@@ -364,20 +399,11 @@ def test_a_run_goes_on_from_anothers_newest_checkpoint(tmp_path: Path) -> None:
     assert storage.read_bytes(shard) == b"weights of 12"
     following: Attempt = target.begin_attempt(ray_run="r", world_size=1)
     assert (following.step, following.parent) == (12, found.name)
-    own = source.resume_point(source.newest_attempt())
-    assert own is not None
-    assert (own.step, own.attempt) == (12, 1)
 
 
-def test_a_run_without_a_checkpoint_is_not_taken_over_and_not_asked_again(tmp_path: Path) -> None:
-    empty = RunDirectory(str(tmp_path / "none"))
-    target = run_with_checkpoint(tmp_path / "t", step=1)
-    assert grafting.grafts(target) == 0
-    assert grafting.graft(empty, target) is None
-    assert grafting.grafts(target) == 1
-    found = target.resume_point(target.newest_attempt())
-    assert found is not None
-    assert (found.step, found.attempt) == (1, 1)
+def test_a_run_without_a_checkpoint_has_nothing_to_set_aside(tmp_path: Path) -> None:
+    assert grafting.set_aside(RunDirectory(str(tmp_path / "none")), str(tmp_path / "aside")) is None
+    assert not (tmp_path / "aside").exists()
 
 
 def test_evaluations_are_read_in_turn_as_a_run_writes_them(tmp_path: Path) -> None:
