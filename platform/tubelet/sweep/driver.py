@@ -267,9 +267,16 @@ class _Search:
             facts += f"  best {short(best.value)} (trial {best.number})"
         bar.update(len(ended), facts)
         if new:
-            results.publish(self._sweep, self._recipe, self._dimensions, self._journal)
+            self._publish()
             if best is not None and best.value is not None:
                 self._tell(best.value, step=len(ended))
+
+    def _publish(self) -> None:
+        try:
+            results.publish(self._sweep, self._recipe, self._dimensions, self._journal)
+        except Exception as error:  # the trials go on, and it is made again after the next one
+            _log.exception("results")
+            terminal.say(f"note: the results could not be written: {error}")
 
     def _tell(self, best: float, *, step: int) -> None:
         try:
@@ -300,7 +307,7 @@ class _Search:
         journal, sweep = self._journal, self._sweep
         directory, where = journal.directory, storage.redact(journal.directory.uri)
         best = journal.best(sweep.mode)
-        results.publish(self._sweep, self._recipe, self._dimensions, self._journal)
+        self._publish()
         status: tracking.Status = "FINISHED"
         if interrupted:
             code, status = INTERRUPTED, "KILLED"
