@@ -8,13 +8,14 @@
 #   make bench-manifest [ROWS=10000000]       a manifest of very many rows: time, memory, look-up
 #   make bench-recovery [KILLS=10] [NODES=5]  seconds from a death to the next step, and where they go
 #   make bench-step [ROUNDS=3]                what exact mode, background saves and accounting cost a step
+#   make sweep-demo                           a sweep on generated videos, killed and resumed
 #   make chaos [SEED=1]                       a run through twenty faults beside one without any
 #   make chaos-matrix                         every kind of fault at every place of a run
 
 PYTHON := .venv/bin/python
 LOCK := --universal --python-version 3.11 --generate-hashes --no-emit-index-url --group dev
 
-.PHONY: demo demo-study test test-slow check bench-decode bench-feed bench-memory bench-manifest bench-recovery bench-step chaos chaos-matrix format constraints clean install
+.PHONY: demo demo-study test test-slow check bench-decode bench-feed bench-memory bench-manifest bench-recovery bench-step sweep-demo chaos chaos-matrix format constraints clean install
 
 demo: install
 	$(PYTHON) jobs/demo.py $(if $(VIDEOS),'videos=$(VIDEOS)') $(if $(LABELS),'labels=$(LABELS)')
@@ -43,13 +44,16 @@ bench-memory: install
 bench-manifest: install
 	$(PYTHON) tests/benchmarks/bench_manifest.py $(if $(ROWS),rows=$(ROWS))
 
-bench-recovery bench-step chaos chaos-matrix: export PYTHONPATH := $(CURDIR)/tests/support
+bench-recovery bench-step sweep-demo chaos chaos-matrix: export PYTHONPATH := $(CURDIR)/tests/support
 
 bench-recovery: install
 	$(PYTHON) tests/benchmarks/bench_recovery.py $(if $(KILLS),kills=$(KILLS)) $(if $(NODES),nodes=$(NODES))
 
 bench-step: install
 	$(PYTHON) tests/benchmarks/bench_step.py $(if $(ROUNDS),rounds=$(ROUNDS))
+
+sweep-demo: install
+	$(PYTHON) tests/benchmarks/sweep_demo.py
 
 chaos: install
 	$(PYTHON) tests/benchmarks/chaos.py $(if $(SEED),seed=$(SEED))

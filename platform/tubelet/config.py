@@ -295,8 +295,8 @@ def _explain(errors: Iterable[Any], merged: Layer) -> list[str]:
         path = _existing(error["loc"], merged.values)
         if error["type"] == "value_error":  # from a __post_init__: it names the keys itself
             text = error["msg"].removeprefix("Value error, ")
-            keys = [tuple(key.split(".")) for key in _KEY.findall(text)]
-            named = dict.fromkeys(merged.origins[key] for key in keys if key in merged.origins)
+            keys, places = _KEY.findall(text), {dotted(p): o for p, o in merged.origins.items()}
+            named = dict.fromkeys(places[key] for key in keys if key in places)
             where = ", ".join(named) or merged.origin(path) or COMMAND_LINE
             lines.append(": ".join(filter(None, (where, "" if keys else dotted(path), text))))
         elif error["type"] == "missing":

@@ -51,8 +51,13 @@ class Result:
         return self.message
 
 
-def run(job: Job) -> Result:
+def run(job: Job, *, asked: list[str] | None = None) -> Result:
     """Bring a run to its end, or to the point where it can be resumed.
+
+    Args:
+        job: the run.
+        asked: whoever calls this from a thread beside the main one appends a reason here to have the run saved and
+            left, as a signal does.
 
     Raises:
         UserError: what the user asked for cannot be done; nothing was changed.
@@ -82,7 +87,7 @@ def run(job: Job) -> Result:
             storage.write_bytes(directory.path("recipe.yaml"), recipe.encode())
             tracked.begin(revision=cluster.revision())
             _announce(job, directory, record, workers=workers, found=found)
-            return _watch(job, directory, held, tracked, workers=workers)
+            return _watch(job, directory, held, tracked, workers=workers, asked=asked)
 
 
 # --- before ----------------------------------------------------------------------------------------
@@ -166,9 +171,8 @@ def _owning(directory: RunDirectory) -> Iterator[Ownership]:
 
 
 @contextlib.contextmanager
-def _signals() -> Iterator[list[str]]:
+def signals(received: list[str]) -> Iterator[list[str]]:
     """The names of SIGINT and SIGTERM as they arrive; a second one ends the process at once."""
-    received: list[str] = []
 
     def note(number: int, frame: Any) -> None:
         received.append(signal.Signals(number).name)
@@ -193,14 +197,15 @@ def _watch(
     tracked: Tracked,
     *,
     workers: tuple[int, int],
+    asked: list[str] | None,
 ) -> Result:
     """Run Ray Train, show progress until it ends; pass a signal on to whatever attempt is running."""
     fit = Fit(job, directory, key=tracked.key, workers=workers)
     controllers = 1
     watch = Watch(job.recipe, directory, tracked.points)
-    asked: int | None = None
+    told: int | None = None
     with (
-        _signals() as received,
+        signals([] if asked is None else asked) as received,
         terminal.progress(job.kind, job.plan.ledger.steps, done=watch.step) as bar,
     ):
         while fit.running() or (
@@ -222,10 +227,10 @@ def _watch(
                 tracked.draw()
             if received:
                 attempt = directory.newest_attempt()
-                if attempt and attempt.number != asked and attempt.ray_run == fit.ray_run:
+                if attempt and attempt.number != told and attempt.ray_run == fit.ray_run:
                     terminal.say(f"{received[0]}: saving a checkpoint; a second one stops at once")
                     directory.request_stop(attempt.number, received[0])
-                    asked = attempt.number
+                    told = attempt.number
         watch.look(bar)
     patience = job.recipe.schedule.patience
     return _finish(directory, fit, watch, tracked, stopped_by=received, patience=patience)

@@ -36,6 +36,8 @@ class Job:
     loop: Callable[[Any, DataPlan, Session], Outcome]
     notes: dict[str, str] = field(default_factory=dict)
     """What the user should see before it starts, by name (effective learning rate, parameters)."""
+    tags: dict[str, str] = field(default_factory=dict)
+    """Of its MLflow run, beside our own (a sweep's trials name their parent)."""
     draw: Callable[[Any, RunDirectory, Path, Path], None] | None = None
     """Draws pictures of (recipe, run, file of the points so far) into a local folder."""
 

@@ -26,7 +26,7 @@ def new(job: Job) -> dict[str, Any]:
         "revision": cluster.revision(),
         "starts": 0,
         "plan": plan_of(job),
-        "recipe": _without_secrets(job.recipe),
+        "recipe": without_secrets(job.recipe),
     }
 
 
@@ -63,7 +63,7 @@ def resumed(directory: RunDirectory, job: Job) -> dict[str, Any]:
             f"give it the manifest it began with, choose another run.name, or run.fresh=true to delete it"
         )
     schema = pydantic.TypeAdapter(type(job.recipe))
-    now = _without_secrets(job.recipe)
+    now = without_secrets(job.recipe)
     changed = config.difference(
         *(schema.validate_json(json.dumps(r)) for r in (record["recipe"], now))
     )
@@ -112,6 +112,6 @@ def plan_of(job: Job) -> dict[str, Any]:
     return {**asdict(job.plan.ledger), "copies": job.plan.copies}
 
 
-def _without_secrets(recipe: Any) -> dict[str, Any]:
+def without_secrets(recipe: Any) -> dict[str, Any]:
     """The recipe as it may be kept: user names, passwords and queries of URIs replaced."""
     return json.loads(tracking.redact(json.dumps(config.to_dict(recipe))))

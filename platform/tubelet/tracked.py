@@ -101,6 +101,7 @@ class Tracked:
                 began_with=self._record["began_with"],
                 manifest=self._job.manifest_hash,
                 revision=revision,
+                tags=self._job.tags,
             ),
             recipe=config.to_yaml(self._job.recipe),
         )

@@ -77,6 +77,8 @@ class Description:
     """Of the code."""
     began_with: Mapping[str, object] = field(default_factory=dict)
     """Parameters of the run's first start, where others may have come to be since."""
+    tags: Mapping[str, str] = field(default_factory=dict)
+    """Beside those that every run has."""
 
 
 def resolve_uri(storage: str) -> str:
@@ -112,8 +114,10 @@ def start_run(
     recipe: str,
     manifest: str,
     revision: str,
+    key: str | None = None,
+    tags: Mapping[str, str] | None = None,
 ) -> str:
-    """Create and describe the MLflow run of a job that is done in one go.
+    """Create and describe the MLflow run of a job that ships nothing in the background.
 
     Args:
         uri: tracking URI, as `resolve_uri` gives it.
@@ -124,6 +128,8 @@ def start_run(
         recipe: the resolved recipe as YAML.
         manifest: see `Description`.
         revision: see `Description`.
+        key: see `Identity`; a run that has it already goes on. None: a new run.
+        tags: see `Description`.
 
     Returns:
         The run id.
@@ -131,11 +137,14 @@ def start_run(
     Raises:
         TrackingError: the server does not answer, or the experiment was deleted.
     """
-    identity = Identity(job, name, storage, key=uuid.uuid4().hex)
+    identity = Identity(job, name, storage, key=key or uuid.uuid4().hex)
     try:
         client = connect(uri)
         run_id = claim(client, uri, identity)
-        describe(client, run_id, identity, Description(parameters, manifest, revision))
+        description = Description(parameters, manifest, revision, tags=tags or {})
+        describe(client, run_id, identity, description)
+        if client.get_run(run_id).info.status != "RUNNING":
+            client.update_run(run_id, status="RUNNING")
         client.log_text(run_id, redact(recipe), "recipe.yaml")
     except Exception as error:
         raise refusal(error, uri) or TrackingError(
@@ -194,6 +203,7 @@ def describe(
         if parameters:
             _log_parameters(client, run_id, parameters)
     tags = {
+        **description.tags,
         KEY: identity.key,
         "tubelet.manifest": description.manifest,
         "tubelet.revision": description.revision,

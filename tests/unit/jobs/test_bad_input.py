@@ -306,7 +306,52 @@ MODEL_CASES: dict[str, Case] = {
         ["{}/papers holds notes.txt and no demo: choose another folder="],
     ),
 }
-CASES = {**PREPARE_CASES, **RECIPE_CASES, **DATA_CASES, **RUN_CASES, **MODEL_CASES}
+SWEEP_CASES: dict[str, Case] = {
+    "sweep over an unknown key": (
+        "sweep {}/sweep.yaml 'space.optim.lrr={uniform: [0, 1]}'",
+        ["command line: space.optim.lrr: unknown key; did you mean 'optim.lr'?"],
+    ),
+    "sweep that sets an unknown key in its file": (
+        "sweep {}/sweep.yaml {}/more.yaml",
+        ["{}/more.yaml:2: set.batch.sise: unknown key; did you mean 'batch.size'?"],
+    ),
+    "sweep over nothing": (
+        "sweep {}/nothing.yaml",
+        ["{}/nothing.yaml: space is empty: name at least one recipe key with its values"],
+    ),
+    "sweep by a metric that does not exist": (
+        "sweep {}/sweep.yaml metric=eval/top1",
+        [
+            "{}/sweep.yaml: metric is 'eval/top1', which a pretrain run does not measure: use eval/loss"
+        ],
+    ),
+    "sweep without evaluations before the end": (
+        "sweep {}/sweep.yaml",
+        [
+            "scheduler=asha needs evaluations before the end: track.evaluate_every is 500, a trial has 12 steps"
+        ],
+    ),
+    "sweep over values that the recipe refuses": (
+        "sweep {}/sweep.yaml 'space.batch.micro={choice: [3]}' scheduler=none",
+        ["space.batch.micro: 3 does not do: batch.size (8) must be a multiple of batch.micro (3)"],
+    ),
+    "sweep of a recipe that does not exist": (
+        "sweep {}/sweep.yaml recipe=[{}/none.yaml]",
+        ["{}/none.yaml: no such file"],
+    ),
+    "sweep of a name that holds a run": (
+        "sweep {}/sweep.yaml scheduler=none run.name=begun",
+        ["{}/runs/begun holds run.json and no sweep: choose another run.name"],
+    ),
+}
+CASES = {
+    **PREPARE_CASES,
+    **RECIPE_CASES,
+    **DATA_CASES,
+    **RUN_CASES,
+    **MODEL_CASES,
+    **SWEEP_CASES,
+}
 
 # --- what the cases are about ----------------------------------------------------------------------
 
@@ -358,6 +403,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     manifest(folder, "strange", [{"label": name} for name in ("jumping", "running", "up")])
     for name in ("begun", "finished"):
         begun(folder, name, labelled)
+    sweep = f"job: pretrain\nrecipe: [{folder}/recipe.yaml]\nset: {{data.manifest: {labelled}}}\n"
+    sweep += f"run: {{storage: {folder}/runs}}\n"
+    space = "space:\n  optim.lr: {log_uniform: [0.01, 0.1]}\n"
+    (folder / "sweep.yaml").write_text(sweep + space)
+    (folder / "nothing.yaml").write_text(sweep)
+    (folder / "more.yaml").write_text("set:\n  batch.sise: 4\n")
     torch.manual_seed(0)
     handover.write(str(folder / "wide"), build_pretraining(TINY).state_dict(), TINY, extra={})
     weights = build_classifier(TINY, num_classes=8).state_dict()
