@@ -139,6 +139,8 @@ class Worker:
         started = saved_at = reported_at = time.monotonic()
         clips = 0
         early = self._best.exhausted(plan.patience)
+        if early:  # there may be less patience than there was
+            self._export_last(model, optimizer, (step - 1) // per_draw)
         while step < plan.ledger.steps and not early:
             wishes = self._wishes(step + 1, saved_at=saved_at, reported_at=reported_at)
             result = self._step(model, optimizer, step, wishes)
@@ -302,7 +304,7 @@ class Worker:
         if self._plan.checkpoint.export_best and self._best.step == done:
             draw = (done - 1) // self._plan.ledger.steps_per_draw
             with optimizer.averaged() if optimizer.averages else contextlib.nullcontext():
-                self._export(model, draw, "best", {"step": done, "held_out_loss": loss})
+                self._export(model, draw, "best", step=done, held_out_loss=loss)
         return {f"eval/{name}": value for name, value in means.items()}
 
     def _share_failures(self) -> None:
@@ -318,17 +320,11 @@ class Worker:
             with optimizer.averaged():
                 self._export(model, draw, "ema")
 
-    def _export(
-        self,
-        model: nn.Module,
-        draw: int,
-        place: str = "",
-        notes: Mapping[str, Any] | None = None,
-    ) -> None:
+    def _export(self, model: nn.Module, draw: int, place: str = "", **notes: Any) -> None:
         pulse.beat((draw + 1) * self._plan.ledger.steps_per_draw, "export")
         state = sharding.full_state_dict(model, keep=self._rank == 0)
         if self._rank == 0:
-            self._task.export(state, draw, place, notes or {})
+            self._task.export(state, draw, place, notes)
         dist.barrier()
 
     def _save(

@@ -1,5 +1,6 @@
 """What the loop leaves behind: points in reports and commits, checkpoints, exports; what an explosion does to it."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -295,8 +296,10 @@ def test_a_run_that_gets_no_better_ends_when_patience_does_and_stays_ended(
     assert ended["outcome"] == Outcome("finished", 16, message)
     assert ended["points"][-1]["step"] == 16
     assert run.committed()[-1] == checkpoint_name(16, 2)
+    shutil.rmtree(run.path("export"))
     again = train(still, run)
     assert (again["outcome"], again["points"]) == (Outcome("finished", 16, message), [])
+    assert load_export(Path(run.path("export"))).kind == "pretrain"
     patient = replace(schedule, patience=2)
     further = still._replace(recipe=replace(still.recipe, schedule=patient))
     assert train(further, run)["outcome"] == Outcome(
