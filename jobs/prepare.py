@@ -5,9 +5,10 @@ split=0.05, root=FOLDER (of a list file's paths), clips_per_minute=6, decode.sec
 same command goes on where it stopped, and later looks only at what is new or has changed. Example:
 
     python jobs/prepare.py videos/train manifest=train.parquet labels=folders split=0.05
+    python jobs/prepare.py UCF-101 manifest=ucf101.parquet dataset=ucf101 annotations=ucfTrainTestlist fold=1
 """
 
-from clips.pipeline import PrepareConfig, ScanStopped, compare, find, look_inside, settle
+from clips.pipeline import PrepareConfig, ScanStopped, compare, find, listed, look_inside, settle
 from tubelet import cluster, config, file_jobs, terminal
 
 _USAGE = (
@@ -22,7 +23,10 @@ def main(arguments: list[str]) -> int:
     recipe = config.from_command_line(PrepareConfig, named, needs_recipe=False)
     with terminal.console_and_log(file_jobs.log_file("prepare")):
         with file_jobs.counting("list", None, unit="files") as show:
+            recipe, notes = listed(recipe, progress=show)
             found = find(recipe, progress=show)
+        for note in notes:
+            terminal.say(note)
         with file_jobs.counting("compare", len(found), unit="videos") as show:
             plan = compare(recipe, found, progress=show)
         if plan.known or plan.resumed:

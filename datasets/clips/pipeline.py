@@ -33,6 +33,7 @@ from clips.preparation import (
     check_name,
     compare,
     find,
+    listed,
     look,
 )
 from clips.settling import Prepared, settle
@@ -50,6 +51,7 @@ __all__ = [
     "Transcoded",
     "compare",
     "find",
+    "listed",
     "look_inside",
     "prepare",
     "settle",

@@ -16,13 +16,15 @@ import json
 import os
 import uuid
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyarrow as pa
 
 from clips import storage
 from clips.addresses import refuse_secrets
+from clips.catalog import Name as DataSetName
+from clips.catalog import catalogue
 from clips.decode import DecodeConfig
 from clips.earlier import (
     OF_THE_MOMENT,
@@ -52,6 +54,12 @@ class PrepareConfig:
     """Folder, s3:// or gs:// prefix, single video, or list file (.csv, .txt, .list)."""
     manifest: str
     """Where to write the manifest (Parquet); the rejected files are listed beside it."""
+    dataset: DataSetName | None = None
+    """The source is the folder of this published data set's videos; ``annotations`` say which, with class and split."""
+    annotations: str | None = None
+    """Folder or prefix of the data set's official annotation files."""
+    fold: int = 1
+    """Which of a data set's splits: UCF101 and HMDB51 have three."""
     labels: Labels = "none"
     """`folders` takes labels from class folders. List files bring their own."""
     root: str | None = None
@@ -81,7 +89,16 @@ class PrepareConfig:
         if self.clip_frames < 2:
             raise ValueError(f"clip_frames is {self.clip_frames}; it must be at least 2")
         check_name(self.manifest)
-        for name in ("source", "root", "manifest"):
+        if (self.dataset is None) != (self.annotations is None):
+            raise ValueError(
+                "dataset names a published data set and annotations the folder of its official files: "
+                "each needs the other"
+            )
+        if self.dataset is not None and (self.labels != "none" or self.split or self.root):
+            raise ValueError(
+                "dataset brings its own labels and splits: leave labels, split and root out"
+            )
+        for name in ("source", "root", "manifest", "annotations"):
             refuse_secrets(getattr(self, name) or "", what=name)
 
 
@@ -134,6 +151,30 @@ class ScanStopped(StorageError):
 
 
 # --- finding ---------------------------------------------------------------------------------
+
+
+def listed(
+    config: PrepareConfig, *, progress: Count | None = None
+) -> tuple[PrepareConfig, list[str]]:
+    """With a published data set for its source: the same with its list, beside the manifest, and what to know of it.
+
+    Raises:
+        ValueError: As `catalogue` says, or the manifest cannot be written.
+    """
+    if config.dataset is None or config.annotations is None:
+        return config, []
+    check_target(config)
+    made = catalogue(
+        config.dataset,
+        annotations=config.annotations,
+        videos=config.source,
+        fold=config.fold,
+        progress=progress,
+    )
+    place = f"{config.manifest.removesuffix('.parquet')}.list.csv"
+    storage.write_bytes(place, made.listing)
+    root, nothing = config.source, {"dataset": None, "annotations": None}
+    return replace(config, source=place, root=root, **nothing), made.notes
 
 
 def find(config: PrepareConfig, *, progress: Count | None = None) -> Found:

@@ -93,7 +93,9 @@ def predict(
             fn_constructor_args=(list(exports), each),
             batch_size=None,
             concurrency=workers,
-            num_cpus=0 if gpus else 1,
+            num_cpus=0
+            if gpus
+            else 0.5,  # not 1 like a decoding task: Ray Data would decode in the actors
             num_gpus=1 if gpus else 0,
         )
     )
