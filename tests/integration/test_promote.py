@@ -51,7 +51,8 @@ def test_a_worse_challenger_is_refused_a_better_one_promoted(root: Path) -> None
             "forced": [*command, "force=true"],
             "better": [*command, "challenger=third", "metric=mean_class"],
             "unknown": [*command, "challenger=chalenger"],
-        }
+        },
+        cpus=2,
     )
     codes = [each.code for each in ended.values()]
     assert codes == [DONE, DONE, STOPPED, DONE, DONE, MISTAKE], ended

@@ -285,9 +285,9 @@ MODEL_CASES: dict[str, Case] = {
         ["no videos found in {}/empty: it holds no files; videos end in .mp4"],
     ),
     "predicting something else into the same folder": (
-        "predict {}/flat model={}/classifier top_k=3 output={}/predicted",
+        "predict {}/flat model={}/classifier top_k=3 output={}/out/predicted",
         [
-            "{}/predicted holds predictions of another kind (model models:/motion@champion, now {}/classifier):",
+            "{}/out/predicted holds predictions of another kind (model models:/motion@champion, now {}/classifier):",
             "  weights: 0123 -> ",
             "  top_k: 5 -> 3",
             "ask as before, choose another output=, or delete them with fresh=true",
@@ -390,10 +390,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     asked = {"videos": None, "labels": "none", "study": False}
     (folder / "finished_demo" / "demo.json").write_text(json.dumps(asked))
     (folder / "finished_demo" / "report.json").write_text("{}")
-    (folder / "predicted").mkdir()
+    (folder / "out" / "predicted").mkdir(parents=True)
     told = {"model": "models:/motion@champion", "source": f"{folder}/flat", "weights": "0123"}
     told |= {"stride": 1, "views": 1, "crops": 1, "top_k": 5}
-    (folder / "predicted" / "predict.json").write_text(json.dumps(told))
+    (folder / "out" / "predicted" / "predict.json").write_text(json.dumps(told))
     pq.write_table(pa.table({"prices": [1, 2]}), folder / "other.parquet")
     write_videos(folder / "flat", range(4), seed=3, config=SMALL)
     split = ["train"] * 24 + ["val"] * 8
