@@ -5,12 +5,11 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import torch
 
-from clips import storage
-from tubelet import handover, registry, tracking
+from clips import ClipConfig, storage
+from tubelet import handover, pace, registry, tracking
 from tubelet.config import UserError
 from videomae import Export, VideoClassifier, build_classifier
 
@@ -28,10 +27,9 @@ class Source:
     views: int
     crops: int
 
-    @property
-    def sampling(self) -> Literal["strided", "segments"]:
-        """How clips are taken from a video: at the stride, or one frame of each segment, as it was trained."""
-        return "segments" if self.export.extra.get("sampling") == "segments" else "strided"
+    def clip(self, *, stride: int | None = None) -> ClipConfig:
+        """How clips are taken from a video: as the model was trained, but for the stride if one is given."""
+        return ClipConfig(stride=stride or self.stride, **pace.asked(self.export.extra))
 
     @property
     def classes(self) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import torch
 from annotated_types import Ge
 
-from clips import ClipConfig, DecodeConfig, DecodeError, Video, storage
+from clips import DecodeConfig, DecodeError, Video, storage
 from clips.disposable import take_clips
 from clips.load import Take
 from tubelet import models, registry, tracking, visualize
@@ -126,7 +126,7 @@ def _take(asked: PredictOne, source: models.Source, *, crops: int) -> Take:
     config = source.export.config
     return Take(
         video,
-        ClipConfig(stride=asked.stride or source.stride, sampling=source.sampling),
+        source.clip(stride=asked.stride),
         config.frames,
         config.image_size,
         asked.decode,

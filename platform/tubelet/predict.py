@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from clips import ClipConfig, Rejected, StorageError, storage
+from clips import Rejected, StorageError, storage
 from clips.disposable import take_clips
 from clips.earlier import rejected_place, write_rejected
 from clips.load import Take
@@ -108,7 +108,7 @@ def run(recipe: Predict, source: models.Source) -> Predictions:
 
 def _views(recipe: Predict, source: models.Source) -> Views:
     return Views(
-        ClipConfig(stride=recipe.stride or source.stride, sampling=source.sampling),
+        source.clip(stride=recipe.stride),
         recipe.views or source.views,
         recipe.crops or source.crops,
     )
@@ -121,6 +121,7 @@ def _question(recipe: Predict, source: models.Source, views: Views) -> dict[str,
         "weights": source.digest,
         "stride": views.clip.stride,
         "sampling": views.clip.sampling,
+        "fps": views.clip.fps,
         "views": views.views,
         "crops": views.crops,
         "top_k": recipe.top_k,

@@ -90,11 +90,6 @@ class Finetune:
                 "augment.mixup and augment.cutmix mix the clips of a unit with each other, but a unit has one: "
                 "raise batch.micro or data.copies, or set both to 0"
             )
-        if self.data.clip.fps is not None:
-            raise ValueError(
-                f"data.clip.fps is {self.data.clip.fps:g}, which is for pretraining: a classifier's model keeps its "
-                "stride only, and would be evaluated at another pace; use data.clip.stride"
-            )
 
 
 def _check_evaluated(recipe: "Pretrain | Finetune") -> None:

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 import clips
 import videomae
 from clips import synthetic
+from tubelet import pace
 from tubelet.config import UserError
 from tubelet.model_card import Card, card_text, sha256
 from tubelet.tracking import connect, redact
@@ -102,8 +103,7 @@ def register(
     text = card_text(
         export, card, model_uri=f"models:/{name}@{alias}", run_id=run_id, weights=weights
     )
-    sampling = "segments" if export.extra.get("sampling") == "segments" else "strided"
-    views_of_video = {"stride": stride, "sampling": sampling, "views": views, "crops": crops}
+    views_of_video = {"stride": stride, **pace.asked(export.extra), "views": views, "crops": crops}
     client = connect(uri)
     try:
         client.create_registered_model(name)
@@ -237,7 +237,7 @@ def fetch(model_uri: str, folder: str | Path, *, uri: str) -> tuple[Path, dict[s
         uri: MLflow tracking URI.
 
     Returns:
-        The export's folder, and how its videos are looked at: `stride`, `sampling`, `views`, `crops`.
+        The export's folder, and how its videos are looked at: `stride`, `sampling`, `fps`, `views`, `crops`.
 
     Raises:
         RegistryError: there is no such model, alias or version.

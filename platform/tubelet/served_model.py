@@ -121,6 +121,7 @@ class VideoClassifierModel(PythonModel):
             clips.ClipConfig(
                 stride=self.model_config["stride"],
                 sampling=self.model_config.get("sampling", "strided"),
+                fps=self.model_config.get("fps"),
             ),
             frames=config.frames,
             size=config.image_size,

@@ -59,7 +59,7 @@ def draw_mix(
 
 
 def _beta(both: float, *, seed: int) -> float:
-    """A number of the beta distribution with equal parameters, by Jöhnk's (1964) rejection; quick up to 2 or so."""
+    """A number of the beta distribution with equal parameters, by Joehnk's (1964) rejection; quick up to 2 or so."""
     for tries in itertools.count(1):
         first, second = draw_words(seed, stream="beta", count=2 * tries)[-2:]
         x, y = fraction(first) ** (1 / both), fraction(second) ** (1 / both)

@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from clips import ClipConfig, DecodeConfig, Manifest
+from clips import DecodeConfig, Manifest
 from tubelet import models, rows
 from tubelet.config import UserError
 from tubelet.evaluation.inference import Views, predict
@@ -51,14 +51,13 @@ def check(manifest: Manifest, sources: Sequence[models.Source]) -> None:
     """Refuse models that cannot be judged in one pass over these data.
 
     Raises:
-        UserError: they differ in classes, stride or sampling, or do not know a class of the data.
+        UserError: they differ in classes or in how clips are taken, or do not know a class of the data.
     """
     first = sources[0]
     for other in sources[1:]:
-        pace = (other.classes, other.stride, other.sampling)
-        if pace != (first.classes, first.stride, first.sampling):
+        if (other.classes, other.clip()) != (first.classes, first.clip()):
             raise UserError(
-                f"{other.name} and {first.name} differ in classes, stride or sampling: evaluate them apart"
+                f"{other.name} and {first.name} differ in classes, stride, sampling or frame rate: evaluate them apart"
             )
     unknown = sorted(set(manifest.classes) - set(first.classes))
     if unknown:
@@ -88,7 +87,7 @@ def judge(
     """
     check(manifest, sources)
     first = sources[0]
-    clip = ClipConfig(stride=stride or first.stride, sampling=first.sampling)
+    clip = first.clip(stride=stride)
     predictions = predict(
         manifest.local_table(rows.cache_folder()),
         chosen,

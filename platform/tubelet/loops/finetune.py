@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from clips import storage
-from tubelet import handover, origins, pictures, rows, supervision
+from tubelet import handover, origins, pace, pictures, rows, supervision
 from tubelet.config import UserError
 from tubelet.feed import Unit
 from tubelet.fit import Job
@@ -277,8 +277,7 @@ class Classifying:
                 "run": recipe.run.name,
                 "job": "finetune",
                 "draw": draw + 1,
-                "stride": recipe.data.clip.stride,
-                "sampling": recipe.data.clip.sampling,
+                **pace.written(recipe.data.clip),
                 **notes,
             },
             class_names=self.classes,

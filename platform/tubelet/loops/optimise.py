@@ -127,12 +127,9 @@ class Worker:
         model, optimizer = self._start_draw(step // per_draw)
         if step % per_draw and self._attempt.parent:
             pulse.beat(step, "load")
+            copies, parent = plan.checkpoint.node_dir, self._attempt.parent
             commit = checkpoint.load(
-                self._run,
-                self._attempt.parent,
-                model=model,
-                optimizer=optimizer,
-                node_dir=plan.checkpoint.node_dir,
+                self._run, parent, model=model, optimizer=optimizer, node_dir=copies
             )
             self._best = Best(**commit.best)
             optimizer.set_step(step % per_draw)

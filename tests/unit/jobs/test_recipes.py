@@ -123,11 +123,3 @@ def test_vit_b_on_kinetics_400_has_steps_for_every_visit() -> None:
     )
     assert ledger.steps == math.ceil(800 * 240_436 / 2048) == 93_921
     assert ledger.units_per_step == 64  # the authors' 64 GPUs x 32
-
-
-def test_fine_tuning_refuses_a_rate_that_its_model_would_not_remember(tmp_path: Path) -> None:
-    (tmp_path / "few.yaml").write_text("data: {clip: {fps: 12}}\n")
-    with pytest.raises(
-        config.ConfigError, match=r"data\.clip\.fps is 12, which is for pretraining"
-    ):
-        config.load(Finetune, [tmp_path / "few.yaml"])

@@ -292,7 +292,7 @@ def test_an_export_is_fetched_with_the_views_it_was_registered_with(
     uri: str, model_uri: str, export: Path, tmp_path: Path
 ) -> None:
     fetched, views = registry.fetch(model_uri, tmp_path, uri=uri)
-    assert views == {"stride": 2, "sampling": "strided", "views": 2, "crops": 1}
+    assert views == {"stride": 2, "sampling": "strided", "fps": None, "views": 2, "crops": 1}
     assert fetched.is_relative_to(tmp_path)
     for name in ("model.safetensors", "config.json"):
         assert (fetched / name).read_bytes() == (export / name).read_bytes()
