@@ -10,7 +10,12 @@
 Nothing here knows the cluster: no Ray, no MLflow, no object storage, no video decoder.
 """
 
-from videomae.classifier import Pooling, VideoClassifier, build_classifier
+from videomae.classifier import (
+    Pooling,
+    VideoClassifier,
+    build_classifier,
+    class_probabilities,
+)
 from videomae.masking import MaskConfig, make_decoder_masks, make_masks
 from videomae.patches import (
     denormalise,
@@ -38,6 +43,7 @@ __all__ = [
     "VideoMAE",
     "build_classifier",
     "build_pretraining",
+    "class_probabilities",
     "denormalise",
     "load_export",
     "load_pretrained",

@@ -97,6 +97,18 @@ class VideoClassifier(nn.Module):
         positions.reset_positions(self)
 
 
+def class_probabilities(logits_BK: Tensor, *, several: bool) -> Tensor:
+    """What logits say of each class, float32 [B, K].
+
+    Args:
+        logits_BK: of a classifier.
+        several: whether a clip may have several classes, as the model was trained: each is then a
+            question of its own (sigmoid), else they share one (softmax, sum 1).
+    """
+    logits_BK = logits_BK.float()
+    return logits_BK.sigmoid() if several else logits_BK.softmax(-1)
+
+
 def build_classifier(
     config: ModelConfig,
     *,

@@ -24,10 +24,11 @@ def write(
     *,
     extra: Mapping[str, Any],
     class_names: Sequence[str] | None = None,
+    several: bool = False,
 ) -> None:
-    """Write a model to the folder ``uri``."""
+    """Write a model to the folder ``uri``; see ``videomae.save_export``."""
     with tempfile.TemporaryDirectory() as local:
-        save_export(local, state, config, extra, class_names=class_names)
+        save_export(local, state, config, extra, class_names=class_names, several=several)
         copy(local, uri)
 
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from tubelet import cluster, models
 from tubelet.evaluation.inference import Decoder, Views
-from videomae import Export, normalise
+from videomae import Export, class_probabilities, normalise
 
 _CLIPS_PER_BATCH, _MOST_BLOCKS = 16, 2000
 
@@ -66,7 +66,7 @@ class Labeller:
 
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         made: Export = ray.get(export[0])
-        self._model = models.network(made).to(self._device)
+        self._model, self._several = models.network(made).to(self._device), made.several
         self._classes, self._top_k = classes, top_k
 
     def __call__(self, batch: dict[str, NDArray[Any]]) -> pa.Table:
@@ -77,8 +77,9 @@ class Labeller:
         count, views = clips_NVTHWC.shape[:2]
         flat = torch.from_numpy(clips_NVTHWC.reshape(-1, *clips_NVTHWC.shape[2:]).copy())
         with torch.inference_mode():
-            logits_BK = self._model(normalise(flat.to(self._device))).float()
-            mean_NK = logits_BK.softmax(-1).view(count, views, -1).mean(1).cpu().numpy()
+            logits_BK = self._model(normalise(flat.to(self._device)))
+            shares_BK = class_probabilities(logits_BK, several=self._several)
+            mean_NK = shares_BK.view(count, views, -1).mean(1).cpu().numpy()
         reasons = [str(reason) for reason in batch["reason"]]
         return likeliest(batch["row"], reasons, mean_NK, self._classes, top_k=self._top_k)
 

@@ -17,7 +17,7 @@ from clips.load import Take
 from tubelet import models, registry, tracking, visualize
 from tubelet.config import UserError
 from tubelet.refusals import redact
-from videomae import normalise
+from videomae import class_probabilities, normalise
 
 _ALIAS = "champion"
 
@@ -75,7 +75,8 @@ def predict(asked: PredictOne, *, scratch: Path) -> Answer:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with torch.inference_mode():
         inputs = normalise(torch.from_numpy(clips_VTHWC).to(device))
-        shares_K = models.network(source.export).to(device)(inputs).float().softmax(-1).mean(0)
+        logits_BK = models.network(source.export).to(device)(inputs)
+        shares_K = class_probabilities(logits_BK, several=source.export.several).mean(0)
     best = shares_K.topk(min(asked.top_k, len(source.classes)))
     labels = tuple(source.classes[i] for i in best.indices.tolist())
     probabilities = tuple(best.values.tolist())

@@ -19,7 +19,7 @@ from tubelet import cluster, models, registry, rows, terminal, tracking
 from tubelet.evaluation import judge
 from tubelet.evaluation.metrics import Accuracy
 
-Metric = Literal["top1", "top5", "mean_class"]
+Metric = Literal["top1", "top5", "mean_class", "mean_ap"]
 
 
 @dataclass(frozen=True)

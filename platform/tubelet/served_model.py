@@ -58,6 +58,7 @@ class VideoClassifierModel(PythonModel):
         ).eval()
         self.network.load_state_dict(export.state_dict)
         self.labels = export.class_names or tuple(map(str, range(export.num_classes)))
+        self.several = export.several
         self.model_config = context.model_config
 
     def predict(  # pyright: ignore[reportIncompatibleMethodOverride]: the base is not annotated
@@ -130,7 +131,7 @@ class VideoClassifierModel(PythonModel):
             source=source if isinstance(source, bytes) else None,
         )
         logits_VK = self.network(videomae.normalise(torch.from_numpy(frames_VTSSC)))
-        return logits_VK.softmax(-1).mean(0)
+        return videomae.class_probabilities(logits_VK, several=self.several).mean(0)
 
 
 def _video_of(record: dict[Any, Any], *, row: int) -> str | bytes:

@@ -15,6 +15,7 @@ config.json:
     pooling         "mean" or "token0" (classifier)
     num_classes     (classifier)
     class_names     list or null (classifier)
+    several         whether a video may have several of them (classifier; absent: false)
     normalisation   {"mean": [r, g, b], "std": [r, g, b]} of input between 0 and 1
     extra           whatever the caller wants to keep (run, step ...)
 """
@@ -53,6 +54,8 @@ class Export:
     """Classes of a classifier."""
     class_names: tuple[str, ...] | None
     """Names of the classes, in the order of the logits."""
+    several: bool
+    """Whether a video may have several classes; see `class_probabilities`."""
     mean: tuple[float, ...]
     """Colour mean of the input (of values between 0 and 1)."""
     std: tuple[float, ...]
@@ -68,6 +71,7 @@ def save_export(
     extra: Mapping[str, Any] | None = None,
     *,
     class_names: Sequence[str] | None = None,
+    several: bool = False,
 ) -> None:
     """Write a model to a local folder, which is made if need be.
 
@@ -79,6 +83,7 @@ def save_export(
         config: the configuration they were made with.
         extra: JSON values to keep beside them.
         class_names: of a classifier, in the order of the logits.
+        several: whether a video may have several of them.
 
     Raises:
         ValueError: the weights are not those of the configuration, or the names do not match the
@@ -99,6 +104,7 @@ def save_export(
             "pooling": pooling,
             "num_classes": num_classes,
             "class_names": None if class_names is None else list(class_names),
+            "several": several,
             "normalisation": {"mean": IMAGENET_MEAN, "std": IMAGENET_STD},
             "extra": dict(extra or {}),
         },
@@ -137,6 +143,7 @@ def load_export(folder: str | Path) -> Export:
             class_names=None
             if described["class_names"] is None
             else tuple(described["class_names"]),
+            several=described.get("several", False),
             mean=tuple(described["normalisation"]["mean"]),
             std=tuple(described["normalisation"]["std"]),
             extra=described["extra"],

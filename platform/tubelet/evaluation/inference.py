@@ -25,7 +25,7 @@ from clips.disposable import take_clips
 from clips.load import Take
 from tubelet import handover
 from tubelet.config import UserError
-from videomae import build_classifier, normalise
+from videomae import build_classifier, class_probabilities, normalise
 
 _MOST_VIDEOS, _GROUP_BYTES = 16, 64 << 20
 
@@ -204,7 +204,7 @@ class Classifiers:
                 export.config, num_classes=export.num_classes, pooling=export.pooling
             )
             model.load_state_dict(export.state_dict)
-            self._models.append(model.eval().to(self._device))
+            self._models.append((model.eval().to(self._device), export.several))
 
     def __call__(self, batch: dict[str, NDArray[Any]]) -> dict[str, Any]:
         """Ray Data's map function; a block holds whole groups."""
@@ -225,8 +225,8 @@ class Classifiers:
         full[:count] = clips_NVTHWC
         clips_BCTHW = normalise(torch.from_numpy(full.reshape(-1, *shape)).to(self._device))
         found: list[NDArray[np.float32]] = []
-        for model in self._models:
-            probabilities_BK = model(clips_BCTHW).float().softmax(-1)
+        for model, several in self._models:
+            probabilities_BK = class_probabilities(model(clips_BCTHW), several=several)
             mean_EK = probabilities_BK.view(self._each, views, -1).mean(1)
             found.append(mean_EK[:count].cpu().numpy())
         return found

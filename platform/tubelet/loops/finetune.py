@@ -281,6 +281,7 @@ class Classifying:
                 **notes,
             },
             class_names=self.classes,
+            several=recipe.labels.several,
         )
 
 
