@@ -8,13 +8,14 @@ fields as ``ValueError`` from ``__post_init__`` with full key names in the text.
 the types (strictly: ``"16"`` is not 16); it ignores unknown keys of stdlib dataclasses, so those
 are found here.  All mistakes are reported at once, each with the line where it stands.
 
-One spelling, ``optim.lr``, serves overrides, MLflow parameters (``flatten``), error messages and
-the comparison of two attempts of a run (``difference``).  ``run_main`` gives every job the same
-ends: 0 done, 2 the user's mistake in one message, 1 a bug with its traceback, 75 interrupted.
+One spelling, ``optim.lr``, serves overrides, MLflow parameters (``flatten``), error messages and the comparison of two
+attempts of a run (``difference``).  ``run_main`` gives every job the same ends: 0 done, 2 the user's mistake in one
+message, 3 a full disk, 1 a bug with its traceback, 75 interrupted.
 """
 
 import difflib
 import dis
+import errno
 import json
 import re
 import sys
@@ -43,6 +44,7 @@ T = TypeVar("T")
 
 DONE, BUG, MISTAKE, STOPPED, INTERRUPTED = 0, 1, 2, 3, 75
 """Exit codes of every job; ``STOPPED`` is a diagnosis, ``INTERRUPTED`` can be resumed."""
+_NO_ROOM = "; make room: what is done is kept, and the same command goes on from there"
 
 
 class UserError(ValueError):
@@ -75,23 +77,25 @@ def run_main(main: Callable[[list[str]], int | None]) -> NoReturn:
         code = INTERRUPTED
     except Exception as error:
         code = exit_code(error)
-        if code == MISTAKE:
-            complain(f"error: {error}")
-        else:
+        if code == BUG:
             traceback.print_exc()
             first_line = (str(error).splitlines() or [""])[0]
             complain(f"error: {type(error).__name__}: {first_line} (unexpected; traceback above)")
+        else:
+            complain(f"error: {error}{_NO_ROOM if code == STOPPED else ''}")
     sys.exit(code)
 
 
 def exit_code(error: BaseException) -> int:
-    """2 for the user's mistakes, 1 for everything else.
+    """2 for the user's mistakes, 3 for a full disk, 1 for everything else.
 
     A mistake is a ``ValueError`` that one of our three packages has raised on purpose: by a
     ``raise`` of its own, or of a class of its own (the lower packages cannot know ``UserError``,
     and an error that comes from another process has lost its traceback).  A ``ValueError`` from a
     library, or from a call such as ``int("x")`` in our code, is a bug.
     """
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return STOPPED
     if not isinstance(error, ValueError):
         return BUG
     own_class = any(_is_ours(kind.__module__) for kind in type(error).__mro__)

@@ -20,11 +20,14 @@ class Notices:
         self._file = Path(file)
 
     def say(self, text: str) -> None:
-        """Tell the user."""
+        """Tell the user; a disk that is full costs the line, not what is being told."""
         _log.info("%s", text)
-        self._file.parent.mkdir(parents=True, exist_ok=True)
-        with self._file.open("a") as file:
-            file.write(json.dumps({"unix_s": round(time.time(), 3), "text": text}) + "\n")
+        try:
+            self._file.parent.mkdir(parents=True, exist_ok=True)
+            with self._file.open("a") as file:
+                file.write(json.dumps({"unix_s": round(time.time(), 3), "text": text}) + "\n")
+        except OSError as error:
+            _log.warning("%s: %s", self._file, error)
 
 
 class NoticeReader:

@@ -99,7 +99,8 @@ def console_and_log(path: str | Path) -> Iterator[None]:
             with closing:
                 yield
         except Exception:
-            errors.write(traceback.format_exc())
+            with contextlib.suppress(OSError):
+                errors.write(traceback.format_exc())
             raise
         finally:
             _kept = None
@@ -313,8 +314,9 @@ def _duplicate(stream: int) -> TextIO:
 
 def _flush() -> None:
     """Flush Python's and C's buffers, so that each text ends where it was written."""
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):  # a full disk costs the log's lines, and nothing else
+            stream.flush()
     ctypes.CDLL(None).fflush(None)
 
 

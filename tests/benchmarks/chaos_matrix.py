@@ -137,6 +137,7 @@ def _run_through(
             trouble = f"the run in the end: {report}"
             cells = {place: _cell(kind, place, trouble) for place in cells}
     there.stop()
+    shutil.rmtree(there.storage / name, ignore_errors=True)  # the small disk has room for two runs
     return cells, not trouble
 
 

@@ -154,10 +154,9 @@ class Group(ControllerCallback, WorkerGroupCallback):
 
     def record(self, kind: str, **details: Any) -> None:
         """Add an event to the run's, with the newest attempt's number."""
-        attempt = self._run.newest_attempt()
-        number = attempt.number if attempt else 0
         try:
-            self._run.record_event(kind, attempt=number, **details)
+            attempt = self._run.newest_attempt()
+            self._run.record_event(kind, attempt=attempt.number if attempt else 0, **details)
         except Exception:  # an event is not worth a run
             _log.exception("event %s", kind)
 
@@ -271,7 +270,7 @@ class Group(ControllerCallback, WorkerGroupCallback):
             f"their stacks are in {storage.redact(self._run.path('stacks'))}; starting them again"
         )
         self.record("hang", step=self.step, ranks=list(ranks))
-        self._keep_stacks()
+        _try(self._keep_stacks)  # where no disk has room for them, the stuck are ended all the same
         for member in self._members:
             member.moved_at = (
                 time.monotonic()

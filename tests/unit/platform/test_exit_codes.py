@@ -45,6 +45,15 @@ def test_a_bug_shows_its_traceback_and_one_closing_line_with_exit_code_1(tmp_pat
     )
 
 
+def test_a_full_disk_is_no_bug(tmp_path: Path) -> None:
+    done = run_job(tmp_path, "import os; raise OSError(28, os.strerror(28), '/data/run/log')")
+    assert done.returncode == 3
+    assert done.stderr == (
+        "error: [Errno 28] No space left on device: '/data/run/log'; make room: what is done is kept, and the same "
+        "command goes on from there\n"
+    )
+
+
 def test_other_ends_keep_their_own_code(tmp_path: Path) -> None:
     assert run_job(tmp_path, "assert arguments == ['one', 'two']").returncode == 0
     assert run_job(tmp_path, "return 3").returncode == 3

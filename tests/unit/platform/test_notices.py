@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import pytest
+
 from tubelet.notices import NoticeReader, Notices
 
 
@@ -25,3 +27,11 @@ def test_half_a_line_waits_for_its_end(tmp_path: Path) -> None:
     with file.open("a") as end:
         end.write('ole"}\n')
     assert list(reader) == ["whole"]
+
+
+def test_where_nothing_can_be_written_the_work_goes_on(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "full").write_text("")  # stands for a disk that takes nothing
+    Notices(str(tmp_path / "full" / "notices.jsonl")).say("starting again")
+    assert "notices.jsonl: [Errno" in caplog.text
