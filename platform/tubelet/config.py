@@ -2,11 +2,10 @@
 
     recipe = from_command_line(Pretrain, ["vit_b_k400.yaml", "laptop.yaml", "optim.lr=3e-4"])
 
-Later files win over earlier ones, the command line over both.  The schema is plain stdlib
-dataclasses beside the code they configure: bounds as ``Annotated[float, Gt(0)]``, checks across
-fields as ``ValueError`` from ``__post_init__`` with full key names in the text.  pydantic checks
-the types (strictly: ``"16"`` is not 16); it ignores unknown keys of stdlib dataclasses, so those
-are found here.  All mistakes are reported at once, each with the line where it stands.
+Later files win over earlier ones, the command line over both.  The schema is plain stdlib dataclasses beside the code
+they configure: bounds as ``Annotated[float, Gt(0)]``, checks across fields as ``ValueError`` from ``__post_init__`` with
+full key names in the text.  pydantic checks the types (strictly: ``"16"`` is not 16); it ignores unknown keys of stdlib
+dataclasses, so those are found here.  All mistakes are reported at once, each with the line where it stands.
 
 One spelling, ``optim.lr``, serves overrides, MLflow parameters (``flatten``), error messages and the comparison of two
 attempts of a run (``difference``).  ``run_main`` gives every job the same ends: 0 done, 2 the user's mistake in one
@@ -79,8 +78,8 @@ def run_main(main: Callable[[list[str]], int | None]) -> NoReturn:
         code = exit_code(error)
         if code == BUG:
             traceback.print_exc()
-            first_line = (str(error).splitlines() or [""])[0]
-            complain(f"error: {type(error).__name__}: {first_line} (unexpected; traceback above)")
+            text = f"{type(error).__name__}: {error}".partition("\n")[0]
+            complain(f"error: {text} (unexpected; traceback above)")
         else:
             complain(f"error: {error}{_NO_ROOM if code == STOPPED else ''}")
     sys.exit(code)
