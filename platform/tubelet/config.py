@@ -3,9 +3,9 @@
     recipe = from_command_line(Pretrain, ["vit_b_k400.yaml", "laptop.yaml", "optim.lr=3e-4"])
 
 Later files win over earlier ones, the command line over both.  The schema is plain stdlib dataclasses beside the code
-they configure: bounds as ``Annotated[float, Gt(0)]``, checks across fields as ``ValueError`` from ``__post_init__`` with
-full key names in the text.  pydantic checks the types (strictly: ``"16"`` is not 16); it ignores unknown keys of stdlib
-dataclasses, so those are found here.  All mistakes are reported at once, each with the line where it stands.
+they configure: bounds as ``Annotated[float, Gt(0)]``, checks across fields as ``ValueError`` from ``__post_init__``
+with full key names in the text.  pydantic checks the types (strictly: ``"16"`` is not 16); it ignores unknown keys of
+stdlib dataclasses, so those are found here.  All mistakes are reported at once, each with the line where it stands.
 
 One spelling, ``optim.lr``, serves overrides, MLflow parameters (``flatten``), error messages and the comparison of two
 attempts of a run (``difference``).  ``run_main`` gives every job the same ends: 0 done, 2 the user's mistake in one
