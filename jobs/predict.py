@@ -28,7 +28,7 @@ def main(arguments: list[str]) -> int:
         found = models.find_one(recipe.model, storage_root=recipe.storage, folder=Path(folder))
         try:
             made = predict.run(recipe, found)
-        except predict.PredictionStopped as error:
+        except file_jobs.Stopped as error:
             terminal.complain(f"error: {error}")
             return config.STOPPED
         for row in made.first:

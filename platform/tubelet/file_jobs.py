@@ -1,7 +1,11 @@
-"""What jobs over many files have in common: the one source they name without a key, log, progress, rejected files."""
+"""What jobs over many files have in common: the one source they name without a key, log, progress, rejected files.
+
+And that a folder holds the answers to one question: what was asked stands in a JSON file there.
+"""
 
 import contextlib
 import getpass
+import json
 import tempfile
 import time
 from collections import Counter
@@ -9,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from clips import Rejected, storage
+from clips import Rejected, StorageError, storage
 from clips.addresses import shown
 from tubelet import config, terminal
 
@@ -17,6 +21,10 @@ if TYPE_CHECKING:  # it imports Ray, which reads the environment that tubelet.cl
     from clips.pipeline import Progress
 
 _MOST_SHOWN = 20
+
+
+class Stopped(Exception):
+    """The storage of the videos has failed; what was done is kept, and the same command goes on from there."""
 
 
 def name_source(
@@ -99,3 +107,50 @@ def show_rejected(
         terminal.say(f"and {counts.total() - _MOST_SHOWN} more")
     kinds = ", ".join(f"{count} {reason}" for reason, count in counts.most_common())
     terminal.say(f"all of them ({kinds}): {storage.redact(uri)}")
+
+
+def check_same(asked: Mapping[str, object], place: str, *, holds: str, by: str) -> None:
+    """Refuse a folder that holds answers to another question.
+
+    Args:
+        asked: what makes answers those of one question, as JSON values.
+        place: where ``told`` has written it.
+        holds: what the folder holds, in the plural.
+        by: who answers now.
+
+    Raises:
+        UserError: it does; the message lists old and new.
+    """
+    if not storage.exists(place):
+        return
+    before = json.loads(storage.read_bytes(place))
+    changed = [
+        f"  {name}: {before.get(name)} -> {value}"
+        for name, value in asked.items()
+        if before.get(name) != value
+    ]
+    if changed:
+        folder = storage.redact(place.rpartition("/")[0])
+        raise config.UserError(
+            f"{folder} holds {holds} of another kind (model {before.get('model')}, now {storage.redact(by)}):\n"
+            + "\n".join(changed)
+            + "\nask as before, choose another output=, or delete them with fresh=true"
+        )
+
+
+def told(asked: Mapping[str, object], place: str, *, by: str) -> None:
+    """Write what a folder's answers are answers to."""
+    text = json.dumps({"model": storage.redact(by), **asked}, indent=1)
+    storage.write_bytes(place, text.encode())
+
+
+def storage_failure(error: BaseException | None) -> StorageError | None:
+    """The storage's failure that made a task of Ray's fail, if that is what it was."""
+    seen: list[BaseException] = []
+    while error is not None and error not in seen:
+        if isinstance(error, StorageError):
+            return error
+        seen.append(error)
+        inner = getattr(error, "cause", None)
+        error = inner if isinstance(inner, BaseException) else error.__cause__ or error.__context__
+    return None

@@ -61,13 +61,21 @@ def read_weights(uri: str) -> dict[str, Tensor]:
             else:
                 path.write_bytes(storage.read_bytes(uri))
             return read_state_dict(path)
-    for folder in (uri, storage.join(uri, "export")):
-        if storage.exists(storage.join(folder, "config.json")):
-            return read(folder).state_dict
+    export = read_there(uri)
+    if export is not None:
+        return export.state_dict
     raise ValueError(
         "neither an export folder (model.safetensors and config.json), nor a finished run's folder, "
         "nor a .safetensors or .pth file"
     )
+
+
+def read_there(uri: str) -> Export | None:
+    """Read the export that a folder is, or that a finished run's folder holds; None: it is neither."""
+    for folder in (uri, storage.join(uri, "export")):
+        if storage.exists(storage.join(folder, FILES[1])):
+            return read(folder)
+    return None
 
 
 def class_names(uri: str) -> tuple[str, ...] | None:

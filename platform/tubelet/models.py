@@ -2,11 +2,12 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from clips import ClipConfig, storage
 from tubelet import handover, pace, registry, tracking
@@ -40,11 +41,16 @@ class Source:
     @property
     def digest(self) -> str:
         """Hash of its weights and classes: the same wherever it lies, another for every other model."""
-        digest = hashlib.blake2b(json.dumps(self.classes).encode(), digest_size=16)
-        for name, value in sorted(self.export.state_dict.items()):
-            digest.update(f"{name} {value.dtype} {list(value.shape)}".encode())
-            digest.update(value.contiguous().view(torch.uint8).numpy().tobytes())
-        return digest.hexdigest()
+        return digest_of(self.export.state_dict, self.classes)
+
+
+def digest_of(state: Mapping[str, Tensor], classes: Sequence[str] = ()) -> str:
+    """Hash of weights, and of the classes that they tell apart."""
+    digest = hashlib.blake2b(json.dumps(classes).encode(), digest_size=16)
+    for name, value in sorted(state.items()):
+        digest.update(f"{name} {value.dtype} {list(value.shape)}".encode())
+        digest.update(value.contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def network(export: Export) -> VideoClassifier:

@@ -86,7 +86,7 @@ def deal(videos: Sequence[Key], done: Iterable[Key], *, taken: Iterable[str] = (
     """
     done, taken = set(done), set(taken)
     rows = max(_LEAST_ROWS, -(-len(videos) // _MOST_PARTS))
-    whole = _digest(videos)
+    whole = digest_of(videos)
     parts: list[Part] = []
     for number, start in enumerate(range(0, len(videos), rows)):
         left = [i for i in range(start, min(start + rows, len(videos))) if videos[i] not in done]
@@ -99,7 +99,8 @@ def deal(videos: Sequence[Key], done: Iterable[Key], *, taken: Iterable[str] = (
     return parts
 
 
-def _digest(videos: Sequence[Key]) -> str:
+def digest_of(videos: Sequence[Key]) -> str:
+    """Short hash of videos in their order."""
     digest = hashlib.blake2b(digest_size=6)
     for video in videos:
         digest.update(json.dumps(video).encode())
@@ -153,18 +154,20 @@ class Parts:
     ) -> None:
         """Write a part: rows of the two schemas."""
         if undecodable:
-            _write(pa.Table.from_pylist(undecodable, UNDECODABLE), self._place(self._bad, name))
-        _write(pa.Table.from_pylist(predicted, PREDICTED), self._place(self._good, name))
+            write_table(
+                pa.Table.from_pylist(undecodable, UNDECODABLE), self._place(self._bad, name)
+            )
+        write_table(pa.Table.from_pylist(predicted, PREDICTED), self._place(self._good, name))
 
     def predicted(self) -> Iterator[pa.Table]:
         """The predictions, part by part."""
-        return (_read(self._place(self._good, name)) for name in self.names())
+        return (read_table(self._place(self._good, name)) for name in self.names())
 
     def undecodable(self) -> pa.Table:
         """The undecodable videos of all complete parts."""
         there = set(storage.list_names(self._bad))
         names = [name for name in self.names() if f"{name}.parquet" in there]
-        tables = _in_threads(lambda name: _read(self._place(self._bad, name)), names)
+        tables = in_threads(lambda name: read_table(self._place(self._bad, name)), names)
         return pa.concat_tables(tables) if tables else UNDECODABLE.empty_table()
 
     def settled(self, videos: Iterable[Key], *, retry: bool = False) -> set[Key]:
@@ -187,14 +190,14 @@ class Parts:
                 )
             return held
 
-        return set().union(*_in_threads(look, self.names()))
+        return set().union(*in_threads(look, self.names()))
 
     def _keep(self, place: str, holds: Callable[[tuple[Any, ...]], bool]) -> set[Key]:
-        table = _read(place)
+        table = read_table(place)
         rows = list(zip(*(column.to_pylist() for column in table.columns), strict=True))
         good = [holds(row) for row in rows]
         if not all(good):
-            _write(table.filter(pa.array(good, pa.bool_())), place)
+            write_table(table.filter(pa.array(good, pa.bool_())), place)
         return {Key(*row[:5]) for row, kept in zip(rows, good, strict=True) if kept}
 
     def clear(self) -> None:
@@ -210,17 +213,19 @@ def _is_part(name: str) -> bool:
     return name.startswith("part-") and name.endswith(".parquet")  # others are half written
 
 
-def _write(table: pa.Table, place: str) -> None:
+def write_table(table: pa.Table, place: str) -> None:
+    """Write a Parquet file in one step."""
     sink = io.BytesIO()
     pq.write_table(table, sink, compression="zstd")
     storage.write_bytes(place, sink.getvalue())
 
 
-def _read(place: str) -> pa.Table:
-    return pq.read_table(pa.BufferReader(storage.read_bytes(place)))
+def read_table(place: str, columns: Sequence[str] | None = None) -> pa.Table:
+    """Read a Parquet file, or some columns of it."""
+    return pq.read_table(pa.BufferReader(storage.read_bytes(place)), columns=columns)
 
 
-def _in_threads(function: Callable[[str], Any], names: Sequence[str]) -> list[Any]:
+def in_threads(function: Callable[[str], Any], names: Sequence[str]) -> list[Any]:
     """In a bucket each takes a request's time, side by side."""
     with ThreadPoolExecutor(_AT_ONCE) as threads:
         return list(threads.map(function, names))

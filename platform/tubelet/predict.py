@@ -6,7 +6,6 @@ the unfinished parts. A video that cannot be decoded is listed apart, with the r
 fails ends the work, which the same command continues.
 """
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from clips import Rejected, StorageError, storage
+from clips import Rejected, storage
 from clips.disposable import take_clips
 from clips.earlier import rejected_place, write_rejected
 from clips.load import Take
@@ -29,17 +28,12 @@ from clips.pipeline import (
     settle,
 )
 from tubelet import cluster, file_jobs, models, rows, terminal, visualize
-from tubelet.config import UserError
 from tubelet.evaluation.inference import Decoder, Views
 from tubelet.labelling import labelled
 from tubelet.parts import Gathering, Key, Part, Parts, deal, keys_of
 from tubelet.recipes import Predict
 
 _SHOWN = 10
-
-
-class PredictionStopped(Exception):
-    """The storage of the videos has failed; what was done is kept."""
 
 
 @dataclass(frozen=True)
@@ -79,19 +73,18 @@ def run(recipe: Predict, source: models.Source) -> Predictions:
     Raises:
         UserError: the folder holds predictions of another kind.
         ValueError: nothing usable is there (of clips' kinds: the user's mistake).
-        PredictionStopped: the storage has failed in the middle; the same call goes on from there.
+        file_jobs.Stopped: the storage has failed in the middle; the same call goes on from there.
     """
     folder = storage.absolute(recipe.output)
     parts = Parts(folder)
     views = _views(recipe, source)
     asked = _question(recipe, source, views)
     if not recipe.fresh:
-        _check_same(asked, source, folder)
+        file_jobs.check_same(asked, _told_in(folder), holds="predictions", by=source.name)
     prepared = _scan(recipe, folder)
     if recipe.fresh:  # now that nothing can be refused any more
         parts.clear()
-    told = json.dumps({"model": storage.redact(source.name), **asked}, indent=1)
-    storage.write_bytes(_told_in(folder), told.encode())
+    file_jobs.told(asked, _told_in(folder), by=source.name)
     manifest = prepared.manifest
     videos = keys_of(manifest.table)
     done = parts.settled(videos, retry=recipe.retry_rejected)
@@ -132,26 +125,6 @@ def _told_in(folder: str) -> str:
     return storage.join(folder, "predict.json")
 
 
-def _check_same(asked: dict[str, Any], source: models.Source, folder: str) -> None:
-    """Refuse a folder that holds answers to another question."""
-    if not storage.exists(_told_in(folder)):
-        return
-    before = json.loads(storage.read_bytes(_told_in(folder)))
-    changed = [
-        f"  {name}: {before.get(name)} -> {value}"
-        for name, value in asked.items()
-        if before.get(name) != value
-    ]
-    if changed:
-        raise UserError(
-            f"{storage.redact(folder)} holds predictions of another kind (model {before.get('model')}, now "
-            f"{source.name}):\n"
-            + "\n".join(changed)
-            + "\nask as before, choose another output=, or delete them with "
-            "fresh=true"
-        )
-
-
 def _scan(recipe: Predict, folder: str) -> Prepared:
     """Find the videos and look inside those that are new or have changed."""
     wanted = PrepareConfig(
@@ -171,7 +144,7 @@ def _scan(recipe: Predict, folder: str) -> Prepared:
             with file_jobs.progress("probe", len(plan.todo), unit="files", kept="kept") as show:
                 look_inside(wanted, plan, progress=show)
         except ScanStopped as error:
-            raise PredictionStopped(str(error)) from error
+            raise file_jobs.Stopped(str(error)) from error
     return settle(wanted, plan)
 
 
@@ -212,10 +185,10 @@ def _predict(
                     written += len(made)
                 bar.update(len(videos) - len(left) + written)
     except Exception as error:
-        failed = _storage_error(error)
+        failed = file_jobs.storage_failure(error)
         if failed is None:
             raise
-        raise PredictionStopped(
+        raise file_jobs.Stopped(
             f"{failed}; {written} of {len(left)} videos were predicted until then and are kept: the same command "
             "goes on from there"
         ) from error
@@ -233,18 +206,6 @@ def _keep(part: Part, made: list[dict[str, Any]], videos: Sequence[Key], *, part
             answers = {name: answer[name] for name in ("labels", "probabilities")}
             predicted.append({**identity, **answers})
     parts.write(part.name, predicted, undecodable)
-
-
-def _storage_error(error: BaseException | None) -> StorageError | None:
-    """The storage's failure that made a task of Ray's fail, if that is what it was."""
-    seen: list[BaseException] = []
-    while error is not None and error not in seen:
-        if isinstance(error, StorageError):
-            return error
-        seen.append(error)
-        inner = getattr(error, "cause", None)
-        error = inner if isinstance(inner, BaseException) else error.__cause__ or error.__context__
-    return None
 
 
 # --- after -----------------------------------------------------------------------------------

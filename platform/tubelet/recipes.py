@@ -153,6 +153,109 @@ class Evaluate:
 
 
 @dataclass(frozen=True)
+class Features:
+    """What a frozen encoder gives of videos (arguments of ``jobs/features.py``)."""
+
+    encoder: str
+    """A run's name or folder, an export, ``models:/NAME@ALIAS``, ``runs:/ID/PATH``, or a weight file."""
+    manifest: str
+    """Parquet file of the videos."""
+    model: ModelConfig | None = None
+    """Sizes of a weight file's model, which the file does not say; null: an export says them."""
+    random: Annotated[int, Ge(0)] | None = None
+    """Seed of fresh weights in place of the encoder's: what its features must beat."""
+    tokens: bool = False
+    """Keep all tokens, which an attentive probe needs, and not only their mean."""
+    pool: Annotated[int, Ge(1)] = 1
+    """Kept tokens are means of so many by so many neighbours in the picture."""
+    views: Annotated[int, Ge(1)] = 1
+    """Clips spread over each video."""
+    crops: Annotated[int, Ge(1)] = 1
+    """Squares cut from each clip along its long side."""
+    stride: Annotated[int, Ge(1)] | None = None
+    """Frames between two of a clip; null: as the encoder was trained."""
+    decode: DecodeConfig = field(default_factory=DecodeConfig)
+    storage: str = "build/runs"
+    """Where runs, and MLflow's file without a server, are."""
+    output: str = "build/features"
+    """Folder or ``s3://`` prefix. The same command goes on there; other features need another one."""
+    fresh: bool = False
+    """Delete the features that are there, and begin anew."""
+
+
+@dataclass(frozen=True)
+class LinearConfig:
+    """Section ``linear``: a linear layer on a video's mean feature, by SGD with momentum (VideoMAE, Table 10)."""
+
+    lr: tuple[Annotated[float, Gt(0)], ...] = (0.01, 0.03, 0.1, 0.3, 1.0)
+    """Peaks of the learning rate per 256 videos of a batch; each with each weight decay is a head of its own."""
+    weight_decay: tuple[Annotated[float, Ge(0)], ...] = (0.0, 1e-4, 1e-3)
+    epochs: Annotated[int, Ge(1)] = 100
+    warmup_epochs: Annotated[float, Ge(0)] = 10
+    batch: Annotated[int, Ge(1)] = 1024
+
+
+@dataclass(frozen=True)
+class AttentiveConfig:
+    """Section ``attentive``: a learned query over all tokens, by AdamW (grid and length as V-JEPA 2)."""
+
+    lr: tuple[Annotated[float, Gt(0)], ...] = (5e-3, 3e-3, 1e-3, 3e-4, 1e-4)
+    """Peaks of the learning rate, whatever the batch."""
+    weight_decay: tuple[Annotated[float, Ge(0)], ...] = (0.01, 0.1, 0.4, 0.8)
+    epochs: Annotated[int, Ge(1)] = 20
+    warmup_epochs: Annotated[float, Ge(0)] = 0
+    batch: Annotated[int, Ge(1)] = 128
+
+
+@dataclass(frozen=True)
+class NeighboursConfig:
+    """Section ``knn``: the nearest training videos vote (DINO)."""
+
+    k: tuple[Annotated[int, Ge(1)], ...] = (5, 10, 20, 100)
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What features know of labels (arguments of ``jobs/probe.py``)."""
+
+    features: str | list[str]
+    """Folder of ``jobs/features.py``; several are compared."""
+    manifest: str
+    """The manifest that they were made from, with labels."""
+    probes: tuple[Literal["linear", "attentive", "knn"], ...] = ("linear", "attentive", "knn")
+    held_out: Annotated[float, Gt(0), Lt(1)] = 0.05
+    """Which videos the result is reported on, when the manifest names no split: this share of them."""
+    test: str = "val"
+    """Split that the result is reported on, when the manifest names splits; ``train`` trains."""
+    select: Annotated[float, Gt(0), Lt(1)] = 0.2
+    """Share of the training videos that no head is trained on: among heads, the best on these is taken."""
+    linear: LinearConfig = field(default_factory=LinearConfig)
+    attentive: AttentiveConfig = field(default_factory=AttentiveConfig)
+    knn: NeighboursConfig = field(default_factory=NeighboursConfig)
+    seed: int = 0
+    """Of initial heads and of the order of videos."""
+    storage: str = "build/runs"
+    """Where MLflow's file is when there is no server."""
+    output: str = "build/probe"
+    """Folder for ``probes.json``, ``probes.png``, and the heads that were taken."""
+
+    @property
+    def folders(self) -> list[str]:
+        """The features, one folder or several."""
+        return [self.features] if isinstance(self.features, str) else self.features
+
+    def __post_init__(self) -> None:
+        if not self.features or not all(self.folders):
+            raise ValueError("features names no folder of jobs/features.py")
+        for kind in ("linear", "attentive"):
+            grid: LinearConfig | AttentiveConfig = getattr(self, kind)
+            if not grid.lr or not grid.weight_decay:
+                raise ValueError(f"{kind}.lr and {kind}.weight_decay need at least one value each")
+        if not self.probes or not self.knn.k:
+            raise ValueError("probes and knn.k need at least one value each")
+
+
+@dataclass(frozen=True)
 class Predict:
     """Labels of videos (arguments of ``jobs/predict.py``)."""
 

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from tubelet import handover, pictures, rows
+from tubelet import handover, pace, pictures, rows
 from tubelet.feed import Unit
 from tubelet.fit import Job
 from tubelet.items import DataPlan
@@ -138,7 +138,12 @@ class Reconstructing:
             f"{run.path('export')}/{place}".rstrip("/"),
             state,
             recipe.model,
-            extra={"run": recipe.run.name, "job": "pretrain", **notes},
+            extra={
+                "run": recipe.run.name,
+                "job": "pretrain",
+                **pace.written(recipe.data.clip),
+                **notes,
+            },
         )
 
     def _reconstruct(self, model: nn.Module, unit: Unit) -> Reconstruction:
