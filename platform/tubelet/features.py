@@ -139,7 +139,7 @@ def find(recipe: Features) -> Origin:
             state = origins.read(settled, root=root)
             if recipe.model is None:
                 raise UserError(
-                    "a weight file does not say the sizes of its model: give them, such as model.preset=base "
+                    "a weight file does not say the sizes of its model: give them, such as model.preset=vit_b "
                     "model.frames=16 model.image_size=224"
                 )
             origin = Origin(settled, recipe.model, state, None, {})

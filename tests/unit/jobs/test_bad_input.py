@@ -297,6 +297,33 @@ MODEL_CASES: dict[str, Case] = {
         "predict {}/flat {}/empty model={}/classifier",
         ["one SOURCE at a time, got 2: {}/flat {}/empty"],
     ),
+    "features of no encoder": (
+        "features encoder={}/papers manifest={}/labelled.parquet output={}/out/f storage={}/runs",
+        ["encoder: {}/papers: neither an export folder (model.safetensors and config.json), nor"],
+    ),
+    "features of weights without sizes": (
+        "features encoder={}/wide/model.safetensors manifest={}/labelled.parquet output={}/out/f storage={}/runs",
+        [
+            "encoder: {}/wide/model.safetensors: a weight file does not say the sizes of its model: give them, such as "
+            "model.preset=vit_b"
+        ],
+    ),
+    "features of an export with sizes": (
+        "features encoder={}/wide manifest={}/labelled.parquet model.preset=vit_b output={}/out/f storage={}/runs",
+        ["encoder: {}/wide: model gives the sizes of a weight file, but an export says its own"],
+    ),
+    "features at no stride": (
+        "features encoder={}/wide manifest={}/labelled.parquet output={}/out/f storage={}/runs",
+        ["encoder: {}/wide does not say the stride that it was trained with: give it, such as"],
+    ),
+    "probing what are no features": (
+        "probe features={}/papers manifest={}/labelled.parquet output={}/out/p storage={}/runs",
+        ["{}/papers holds no features: make them with jobs/features.py"],
+    ),
+    "probing by no rate": (
+        "probe features={}/papers manifest={}/labelled.parquet linear.lr=[]",
+        ["command line: linear.lr and linear.weight_decay need at least one value each"],
+    ),
     "a demo of no videos": (
         "demo videos={}/papers folder={}/finished_demo",
         ["no videos found in {}/papers: it holds 1 other files, but no video"],

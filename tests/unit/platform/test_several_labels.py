@@ -9,6 +9,7 @@ import pytest
 import ray
 import torch
 
+import models_made
 from clips import DecodeConfig
 from clips.synthetic import MotionConfig, write_videos
 from tubelet import handover, labelling, models, one_video, registry, tracking
@@ -92,16 +93,7 @@ def test_prediction_of_one_and_the_registered_model(
     assert said.labels == tuple(LOGITS)
     assert np.allclose(said.probabilities, SHARES, atol=1e-6)
     uri = tracking.resolve_uri(str(tmp_path))
-    run_id = tracking.start_run(
-        uri,
-        storage=str(tmp_path),
-        job="finetune",
-        name="r",
-        parameters={},
-        recipe="",
-        manifest="m",
-        revision="r",
-    )
+    run_id = models_made.start_run(tmp_path)
     card = registry.Card(metrics={}, manifest="m", recipe="", lineage="none", revision="r")
     where = registry.register(
         export, uri=uri, name="pets", alias="champion", run_id=run_id, card=card, stride=1
