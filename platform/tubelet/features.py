@@ -261,11 +261,10 @@ class _Decode:
         (number,) = batch["id"]
         places = np.arange(int(self.starts[number]), int(self.starts[number + 1]))
         found = self.decoder({"id": places})
-        starts = [self.decoder.table.video(int(row)).start_s for row in found["row"]]
         return {
             "part": np.full(len(places), number),
             "video_id": found["video_id"],
-            "start": np.array([np.nan if s is None else s for s in starts]),
+            "start_s": found["start_s"],
             "reason": found["reason"],
             "clips": found["clips"],
         }
@@ -297,7 +296,7 @@ class _Encode:
         undecodable: list[dict[str, Any]] = []
         mean_RVD, tokens_RVM = self._encode(part["clips"])
         for i, reason in enumerate(part["reason"]):
-            start = float(part["start"][i])
+            start = float(part["start_s"][i])
             row = {"video_id": part["video_id"][i], "start_s": None if np.isnan(start) else start}
             if reason:
                 kind, _, message = reason.partition(": ")

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Annotated, Literal, get_args
 
 import numpy as np
-import pyarrow as pa
 from annotated_types import Ge, Lt
 
 from clips import DecodeConfig, Manifest, storage
@@ -35,9 +34,11 @@ class Promote:
     champion: str = "champion"
     """Alias that is moved."""
     metric: Metric = "top1"
-    """By which they are compared: share of videos right, among the five likeliest, or the mean over classes."""
+    """By which they are compared: share of videos right, among the five likeliest, the mean over classes, or mAP."""
     force: bool = False
     """Promote it even if it is worse."""
+    split: str | None = None
+    """Which rows: those of this split; null: of ``val``, if the manifest names splits."""
     held_out: Annotated[float, Ge(0), Lt(1)] = 0.05
     """Which rows, when the manifest names no split: the share that training with this value has held out; 0: all."""
     decode: DecodeConfig = field(default_factory=DecodeConfig)
@@ -126,7 +127,7 @@ Judged = tuple[Accuracy, np.ndarray]
 
 
 def _judge(asked: Promote, manifest: Manifest, sources: Sequence[models.Source]) -> list[Judged]:
-    chosen = judge.labelled_rows(manifest, held_out=asked.held_out)
+    chosen = judge.labelled_rows(manifest, held_out=asked.held_out, split=asked.split)
     for source in sources:
         judge.check(manifest, [source])
     gpus = cluster.connect(trainer_cpus=1).gpus > 0
@@ -144,24 +145,14 @@ def _judge(asked: Promote, manifest: Manifest, sources: Sequence[models.Source])
                 gpus=gpus,
                 progress=bar.update,
             )
-        judged.append((made.accuracies[0], _right(made.predictions, manifest, source)))
+        judged.append((made.accuracies[0], made.right[0]))
     return judged
-
-
-def _right(predictions: pa.Table, manifest: Manifest, source: models.Source) -> np.ndarray:
-    """Which of the videos have their own class as the likeliest one."""
-    probabilities_VK = np.stack(predictions["model_0"].to_numpy(zero_copy_only=False))
-    own_V = predictions["label"].to_numpy()
-    classes = np.array([source.classes.index(name) for name in manifest.classes])
-    decoded_V = ~np.isnan(probabilities_VK).any(1)
-    likeliest_V = np.nan_to_num(probabilities_VK).argmax(1)
-    return decoded_V & (likeliest_V == classes[own_V])
 
 
 def _tell(versions: Sequence[str], judged: Sequence[Judged]) -> None:
     percent = [[f"{100 * getattr(a, m):.2f}" for m in get_args(Metric)] for a, _ in judged]
     terminal.table(
-        ("version", "videos", "top-1 %", "top-5 %", "mean class %"),
+        ("version", "videos", "top-1 %", "top-5 %", "mean class %", "mAP %"),
         [
             (number, str(accuracy.videos), *shares)
             for number, (accuracy, _), shares in zip(versions, judged, percent, strict=True)

@@ -123,6 +123,8 @@ class Evaluate:
     """Folder of a fine-tuned run or export, or ``models:/NAME@ALIAS``; several are evaluated in one pass."""
     manifest: str
     """Parquet file with labels."""
+    split: str | None = None
+    """Which rows: those of this split; null: of ``val``, if the manifest names splits."""
     held_out: Annotated[float, Ge(0), Lt(1)] = 0.05
     """Which rows, when the manifest names no split: the share that training with this value has held out; 0: all."""
     views: Annotated[int, Ge(1)] = 1

@@ -76,6 +76,7 @@ def test_any_number_of_workers_predicts_the_same_bytes_one_row_a_video(
     rows = pq.read_table(folder / "strided-1" / "predictions.parquet").to_pylist()
     assert len({row["video_id"] for row in rows}) == len(rows) == VIDEOS
     assert [bool(row["reason"]) for row in rows].count(True) == 1
+    assert {row["start_s"] for row in rows} == {None}  # of whole videos
 
 
 def test_a_model_of_segments_is_shown_segments(ended: dict[str, Ended], folder: Path) -> None:

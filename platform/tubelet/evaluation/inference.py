@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import ray
 import ray.data
 import torch
 from numpy.typing import NDArray
@@ -23,9 +24,8 @@ from numpy.typing import NDArray
 from clips import ClipConfig, DecodeConfig, DecodeError, LocalTable
 from clips.disposable import take_clips
 from clips.load import Take
-from tubelet import handover
-from tubelet.config import UserError
-from videomae import build_classifier, class_probabilities, normalise
+from tubelet import models
+from videomae import Export, class_probabilities, normalise
 
 _MOST_VIDEOS, _GROUP_BYTES = 16, 64 << 20
 
@@ -43,7 +43,7 @@ def predict(
     table: LocalTable,
     rows: NDArray[np.int64],
     *,
-    exports: Sequence[str],
+    exports: Sequence[Export],
     views: Views,
     decode: DecodeConfig,
     gpus: bool,
@@ -55,7 +55,7 @@ def predict(
     Args:
         table: the manifest's look-up.
         rows: which of its rows.
-        exports: folders of classifiers.
+        exports: the classifiers.
         views: how each video is looked at.
         decode: how it is decoded.
         gpus: whether models run on a GPU each.
@@ -63,25 +63,13 @@ def predict(
         progress: told how many videos are done.
 
     Returns:
-        One row a video, in the order of ``rows``: row, video_id, label (null without), reason (empty when decoded),
-        and ``model_0``, ``model_1``, ...: its probabilities.
+        One row a video, in the order of ``rows``: row, video_id, start_s (null without), label (-1 without), reason
+        (empty when decoded), and ``model_0``, ``model_1``, ...: its probabilities.
 
     Raises:
-        UserError: an export is not a classifier, or they differ in input size.
         RuntimeError: a row came back twice, or not at all.
     """
-    models = [handover.read(uri) for uri in exports]
-    for uri, export in zip(exports, models, strict=True):
-        if export.kind != "classifier":
-            raise UserError(
-                f"{uri} is a {export.kind} model without classes: evaluate a fine-tuned one"
-            )
-        if export.config.grid != models[0].config.grid:
-            raise UserError(
-                f"{uri} takes clips of another size than {exports[0]}: evaluate them apart"
-            )
-    del models
-    shape = frames_and_size(exports[0])
+    shape = exports[0].config.frames, exports[0].config.image_size
     each = group_size(views, *shape)
     decoder: Any = Groups(Decoder(table, rows, shape, views, decode), each)
     groups = max(1, -(-len(rows) // each))
@@ -90,7 +78,7 @@ def predict(
         .map_batches(decoder, batch_size=1, num_cpus=1)
         .map_batches(
             Classifiers,
-            fn_constructor_args=(list(exports), each),
+            fn_constructor_args=([ray.put(export) for export in exports], each),
             batch_size=None,
             concurrency=workers,
             num_cpus=0
@@ -109,6 +97,8 @@ def predict(
         raise RuntimeError(
             f"{len(rows)} videos were to be predicted once, and came {len(found)} times"
         )
+    starts = pa.array(found["start_s"].to_numpy(), from_pandas=True)  # NaN becomes null
+    found = found.set_column(found.schema.get_field_index("start_s"), "start_s", starts)
     return found.drop_columns(["place"])
 
 
@@ -116,12 +106,6 @@ def group_size(views: Views, frames: int, size: int) -> int:
     """How many videos go through the models at once."""
     video = views.views * views.crops * frames * size * size * 3
     return max(1, min(_MOST_VIDEOS, _GROUP_BYTES // video))
-
-
-def frames_and_size(export: str) -> tuple[int, int]:
-    """Frames and pixels of a classifier's input."""
-    config = handover.read(export).config
-    return config.frames, config.image_size
 
 
 @dataclass(frozen=True)
@@ -161,6 +145,7 @@ class Decoder:
             "place": place,
             "row": np.array([v.row for v in videos], np.int64),
             "video_id": np.array([v.video_id for v in videos], dtype=object),
+            "start_s": np.array([v.start_s for v in videos], np.float64),  # NaN without one
             "label": np.array([-1 if v.label is None else v.label for v in videos], np.int64),
             "reason": np.array(reasons, dtype=object),
             "clips": clips,
@@ -186,25 +171,16 @@ class Classifiers:
     """The models, loaded once by the actor that runs them.
 
     Args:
-        exports: folders of the models.
+        exports: the models, as references: weights travel through Ray's object store, since what was fetched from the
+            registry lies where only the driver sees it.
         each: videos of a group; smaller groups are filled up.
     """
 
-    def __init__(self, exports: list[str], each: int) -> None:
-        self._device, self._each = (
-            torch.device("cuda" if torch.cuda.is_available() else "cpu"),
-            each,
-        )
-        self._models = []
-        for uri in exports:
-            export = handover.read(uri)
-            assert export.num_classes is not None
-            assert export.pooling is not None
-            model = build_classifier(
-                export.config, num_classes=export.num_classes, pooling=export.pooling
-            )
-            model.load_state_dict(export.state_dict)
-            self._models.append((model.eval().to(self._device), export.several))
+    def __init__(self, exports: Sequence[Any], each: int) -> None:
+        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._each = each
+        found: list[Export] = [ray.get(export) for export in exports]
+        self._models = [(models.network(e).to(self._device), e.several) for e in found]
 
     def __call__(self, batch: dict[str, NDArray[Any]]) -> dict[str, Any]:
         """Ray Data's map function; a block holds whole groups."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -11,7 +12,7 @@ from clips import DecodeConfig, Manifest
 from tubelet import models, rows
 from tubelet.config import UserError
 from tubelet.evaluation.inference import Views, predict
-from tubelet.evaluation.metrics import Accuracy, accuracy
+from tubelet.evaluation.metrics import Accuracy, accuracy, right
 
 
 @dataclass(frozen=True)
@@ -22,29 +23,53 @@ class Judgement:
     """One row a video; see ``inference.predict``."""
     accuracies: list[Accuracy]
     """Of each model, over the videos that could be decoded."""
+    right: list[NDArray[np.bool_]]
+    """Of each model: whether its likeliest class is one of the video's, False where that could not be decoded, [V]."""
     undecodable: list[str]
     """Videos without a prediction, with the reason."""
 
 
-def labelled_rows(manifest: Manifest, *, held_out: float) -> NDArray[np.int64]:
-    """The rows to judge by: split ``val`` if there are splits, else the held-out share, else (0) all.
+def labelled_rows(
+    manifest: Manifest, *, held_out: float, split: str | None = None
+) -> NDArray[np.int64]:
+    """The labelled rows to judge by.
+
+    Args:
+        manifest: with labels.
+        held_out: share of the videos, where no row has a split; 0: all.
+        split: the rows of this split; None: of ``val``, if rows have splits.
 
     Raises:
-        UserError: none of them has a label.
+        UserError: no row is chosen, or none of them has a label.
     """
-    if manifest.splits:
-        chosen = manifest.in_split("val")
+    if split is not None or manifest.splits:
+        chosen = manifest.in_split(split or "val")
+        if not len(chosen):
+            there = [f"{name} ({len(manifest.in_split(name))} rows)" for name in manifest.splits]
+            raise UserError(
+                f"no row of {manifest.uri} has the split {split or 'val'!r}; "
+                + (
+                    f"name one, split=NAME, of {', '.join(there)}"
+                    if there
+                    else "its rows have no split"
+                )
+            )
     elif held_out:
         chosen = manifest.hold_out(held_out)[1]
+        if not len(chosen):
+            raise UserError(
+                f"held_out={held_out:g} holds out none of the {len(manifest)} rows of {manifest.uri}: raise it, or "
+                "evaluate on all rows with held_out=0"
+            )
     else:
         chosen = np.arange(len(manifest), dtype=np.int64)
-    chosen = chosen[np.isin(chosen, manifest.label_pairs()[0])]
-    if not len(chosen):
+    labelled = chosen[np.isin(chosen, manifest.label_pairs()[0])]
+    if not len(labelled):
         raise UserError(
-            f"no labelled video of {manifest.uri} to evaluate on: use held_out=0 for all rows, "
-            f"or make the manifest with labels=folders"
+            f"none of the {len(chosen)} rows of {manifest.uri} to evaluate on has a label: make the manifest with "
+            "labels=folders, or from a list file with labels"
         )
-    return chosen
+    return labelled
 
 
 def check(manifest: Manifest, sources: Sequence[models.Source]) -> None:
@@ -55,9 +80,10 @@ def check(manifest: Manifest, sources: Sequence[models.Source]) -> None:
     """
     first = sources[0]
     for other in sources[1:]:
-        if (other.classes, other.clip()) != (first.classes, first.clip()):
+        if _shown(other) != _shown(first):
             raise UserError(
-                f"{other.name} and {first.name} differ in classes, stride, sampling or frame rate: evaluate them apart"
+                f"{other.name} and {first.name} differ in classes, size of clips, stride, sampling or frame rate: "
+                "evaluate them apart"
             )
     unknown = sorted(set(manifest.classes) - set(first.classes))
     if unknown:
@@ -65,6 +91,12 @@ def check(manifest: Manifest, sources: Sequence[models.Source]) -> None:
             f"{first.name} knows {len(first.classes)} classes and not {', '.join(unknown[:5])}"
             f"{' and others' if len(unknown) > 5 else ''} of {manifest.uri}"
         )
+
+
+def _shown(source: models.Source) -> tuple[Any, ...]:
+    """What must be alike of models that see the same clips."""
+    config = source.export.config
+    return source.classes, source.clip(), config.frames, config.image_size
 
 
 def judge(
@@ -91,7 +123,7 @@ def judge(
     predictions = predict(
         manifest.local_table(rows.cache_folder()),
         chosen,
-        exports=[source.folder for source in sources],
+        exports=[source.export for source in sources],
         views=Views(clip, views, crops),
         decode=decode,
         gpus=gpus,
@@ -106,17 +138,15 @@ def judge(
             f"{predictions['video_id'][0]}: {reasons[0]}"
         )
     truth_VK = _truth(manifest, chosen, classes=first.classes)
-    accuracies = [
-        accuracy(
-            np.stack(predictions[f"model_{n}"].to_numpy(zero_copy_only=False))[decoded],
-            truth_VK[decoded],
-        )
+    scores = [
+        np.stack(predictions[f"model_{n}"].to_numpy(zero_copy_only=False))
         for n in range(len(sources))
     ]
     names = predictions["video_id"].to_pylist()
     return Judgement(
         predictions,
-        accuracies,
+        [accuracy(scores_VK[decoded], truth_VK[decoded]) for scores_VK in scores],
+        [decoded & right(scores_VK, truth_VK) for scores_VK in scores],
         [f"{name}: {reason}" for name, reason in zip(names, reasons, strict=True) if reason],
     )
 

@@ -80,6 +80,12 @@ def accuracy(scores_VK: NDArray[np.floating], truth_VK: NDArray[np.bool_]) -> Ac
     )
 
 
+def right(scores_VK: NDArray[np.floating], truth_VK: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Whether a video's likeliest class is one of its own, [V]; of equally likely ones the first counts."""
+    likeliest_V = np.nan_to_num(scores_VK).argmax(1)
+    return np.take_along_axis(truth_VK, likeliest_V[:, None], axis=1)[:, 0]
+
+
 def average_precision(score_V: NDArray[np.floating], truth_V: NDArray[np.bool_]) -> float:
     """Precision averaged over the recall that each threshold adds; NaN without a true one.
 

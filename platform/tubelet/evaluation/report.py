@@ -26,7 +26,7 @@ def evaluate(
     Raises:
         UserError: the models and the data do not go together, or MLflow cannot be used.
     """
-    chosen = judge.labelled_rows(manifest, held_out=recipe.held_out)
+    chosen = judge.labelled_rows(manifest, held_out=recipe.held_out, split=recipe.split)
     judge.check(manifest, sources)
     root = storage.absolute(recipe.storage)
     uri = tracking.resolve_uri(root)

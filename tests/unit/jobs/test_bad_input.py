@@ -262,8 +262,8 @@ MODEL_CASES: dict[str, Case] = {
     "evaluating without labels": (
         "evaluate model={}/classifier manifest={}/unlabelled.parquet output={}/out held_out=0 storage={}/runs",
         [
-            "no labelled video of {}/unlabelled.parquet to evaluate on: use held_out=0 for all rows, or",
-            "make the manifest with labels=folders",
+            "none of the 8 rows of {}/unlabelled.parquet to evaluate on has a label: make the manifest with ",
+            "labels=folders",
         ],
     ),
     "evaluating on unknown classes": (

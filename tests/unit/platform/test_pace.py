@@ -48,5 +48,7 @@ def test_models_of_another_pace_are_not_judged_in_one_pass(tmp_path: Path) -> No
         source(tmp_path / name, ClipConfig(stride=2, fps=fps))
         for name, fps in (("fast", 25.0), ("slow", None))
     ]
-    with pytest.raises(UserError, match="differ in classes, stride, sampling or frame rate"):
+    with pytest.raises(
+        UserError, match="differ in classes, size of clips, stride, sampling or frame rate"
+    ):
         judge.check(manifest, pair)

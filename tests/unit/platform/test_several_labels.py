@@ -75,7 +75,7 @@ def test_evaluation_and_prediction_of_many(export: Path, monkeypatch: pytest.Mon
         "clips": clips_NVTHWC,
         "group": np.array([0]),
     }
-    found = Classifiers([str(export)], each=1)(dict(batch))
+    found = Classifiers([load_export(export)], each=1)(dict(batch))
     assert np.allclose(found["model_0"], [SHARES], atol=1e-6)
     labeller = labelling.Labeller([load_export(export)], tuple(LOGITS), 2)
     answer = labeller(dict(batch))
