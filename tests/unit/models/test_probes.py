@@ -44,7 +44,11 @@ def test_a_frozen_classifier_has_its_own_last_norm(pooling: str) -> None:
         for norm in (n for name, n in model.named_modules() if name in ("fc_norm", "norm")):
             norm.weight.uniform_(0.5, 2.0)
     seen: list[torch.Tensor] = []
-    model.blocks[-1].register_forward_hook(lambda _m, _i, out: seen.append(out))
+
+    def see(_block: object, _given: object, out: torch.Tensor) -> None:
+        seen.append(out)
+
+    list(model.blocks)[-1].register_forward_hook(see)
     clips = clips_of(1)
     with torch.no_grad():
         model(clips)
