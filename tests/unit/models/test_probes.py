@@ -41,8 +41,9 @@ def test_a_frozen_pretraining_model_gives_its_encoders_tokens_with_nothing_hidde
 def test_a_frozen_classifier_has_its_own_last_norm(pooling: str) -> None:
     model = build_classifier(CONFIG, num_classes=3, pooling=pooling, init_scale=1.0).eval()  # pyright: ignore[reportArgumentType]
     with torch.no_grad():
-        for norm in (n for name, n in model.named_modules() if name in ("fc_norm", "norm")):
-            norm.weight.uniform_(0.5, 2.0)
+        for name, parameter in model.named_parameters():
+            if name in ("fc_norm.weight", "norm.weight"):
+                parameter.uniform_(0.5, 2.0)
     seen: list[torch.Tensor] = []
 
     def see(_block: object, _given: object, out: torch.Tensor) -> None:
