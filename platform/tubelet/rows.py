@@ -56,7 +56,7 @@ def open_data(data: DataConfig) -> Manifest | Mixture:
         UserError: none is named, one cannot be used, or two are the same.
     """
     if not data.mixture:
-        return open_manifest(data.manifest)
+        return open_manifest(data.manifest, key="data.manifest")
     parts = [_read(p.manifest, key=f"data.mixture.{n}") for n, p in enumerate(data.mixture)]
     try:
         return Mixture(tuple(parts), tuple(part.weight for part in data.mixture))
@@ -64,17 +64,17 @@ def open_data(data: DataConfig) -> Manifest | Mixture:
         raise UserError(f"data.mixture: {error}") from error
 
 
-def open_manifest(uri: str) -> Manifest:
-    """Read the manifest that ``data.manifest`` names.
+def open_manifest(uri: str, *, key: str = "manifest") -> Manifest:
+    """Read the manifest that a job's key names.
 
     Raises:
         UserError: none is named, or it cannot be used.
     """
     if not uri:
         raise UserError(
-            "data.manifest names no manifest; make one with: python jobs/prepare.py FOLDER manifest=FILE.parquet"
+            f"{key} names no manifest; make one with: python jobs/prepare.py FOLDER manifest=FILE.parquet"
         )
-    return _read(uri, key="data.manifest")
+    return _read(uri, key=key)
 
 
 def _read(uri: str, *, key: str) -> Manifest:

@@ -316,6 +316,10 @@ MODEL_CASES: dict[str, Case] = {
         "features encoder={}/wide manifest={}/labelled.parquet output={}/out/f storage={}/runs",
         ["encoder: {}/wide does not say the stride that it was trained with: give it, such as"],
     ),
+    "features of no manifest": (
+        "features encoder={}/wide manifest={}/none.parquet",
+        ["manifest: there is nothing at {}/none.parquet; check the spelling"],
+    ),
     "probing what are no features": (
         "probe features={}/papers manifest={}/labelled.parquet output={}/out/p storage={}/runs",
         ["{}/papers holds no features: make them with jobs/features.py"],

@@ -88,6 +88,8 @@ def test_no_manifest_is_a_mistake_with_the_way_out() -> None:
     with pytest.raises(
         UserError, match=r"data\.manifest names no manifest; make one with: python jobs/prepare"
     ):
+        rows.open_data(DataConfig(manifest=""))
+    with pytest.raises(UserError, match=r"^manifest names no manifest; make one with"):
         rows.open_manifest("")
 
 
