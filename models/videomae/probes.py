@@ -13,7 +13,6 @@ Shapes: B videos, N tokens, D features, K classes, R training videos.
 """
 
 import torch
-from timm.layers import AttentionPoolLatent
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -58,6 +57,9 @@ class AttentiveProbe(nn.Module):
             num_classes: number of classes.
         """
         super().__init__()
+        # Here, since a registered model carries this package to where timm is not.
+        from timm.layers import AttentionPoolLatent
+
         heads = max(1, width // 64)
         self.pool = AttentionPoolLatent(width, num_heads=heads if width % heads == 0 else 1)
         self.norm = nn.LayerNorm(width)
