@@ -13,8 +13,6 @@ message, 3 a full disk, 1 a bug with its traceback, 75 interrupted.
 """
 
 import difflib
-import dis
-import errno
 import json
 import re
 import sys
@@ -27,6 +25,13 @@ from typing import Any, NamedTuple, NoReturn, TypeVar
 import pydantic
 
 from tubelet import layers
+from tubelet.exits import (
+    BUG,
+    DONE,
+    INTERRUPTED,
+    STOPPED,
+    exit_code,
+)
 from tubelet.layers import COMMAND_LINE, KeyPath, Layer, dotted
 from tubelet.schema import (
     describe,
@@ -41,8 +46,6 @@ from tubelet.terminal import complain, say
 
 T = TypeVar("T")
 
-DONE, BUG, MISTAKE, STOPPED, INTERRUPTED = 0, 1, 2, 3, 75
-"""Exit codes of every job; ``STOPPED`` is a diagnosis, ``INTERRUPTED`` can be resumed."""
 _NO_ROOM = "; make room: what is done is kept, and the same command goes on from there"
 
 
@@ -83,36 +86,6 @@ def run_main(main: Callable[[list[str]], int | None]) -> NoReturn:
         else:
             complain(f"error: {error}{_NO_ROOM if code == STOPPED else ''}")
     sys.exit(code)
-
-
-def exit_code(error: BaseException) -> int:
-    """2 for the user's mistakes, 3 for a full disk, 1 for everything else.
-
-    A mistake is a ``ValueError`` that one of our three packages has raised on purpose: by a
-    ``raise`` of its own, or of a class of its own (the lower packages cannot know ``UserError``,
-    and an error that comes from another process has lost its traceback).  A ``ValueError`` from a
-    library, or from a call such as ``int("x")`` in our code, is a bug.
-    """
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return STOPPED
-    if not isinstance(error, ValueError):
-        return BUG
-    own_class = any(_is_ours(kind.__module__) for kind in type(error).__mro__)
-    return MISTAKE if own_class or _raised_by_us(error) else BUG
-
-
-def _raised_by_us(error: ValueError) -> bool:
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    if trace is None or not _is_ours(trace.tb_frame.f_globals.get("__name__", "")):
-        return False
-    instruction = trace.tb_frame.f_code.co_code[trace.tb_lasti]
-    return dis.opname[instruction] == "RAISE_VARARGS"  # a raise statement, not a failing call
-
-
-def _is_ours(module: str) -> bool:
-    return module.partition(".")[0] in ("tubelet", "videomae", "clips")
 
 
 def from_command_line(

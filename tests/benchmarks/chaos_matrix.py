@@ -94,12 +94,12 @@ def strike_everywhere(there: World, kind: str) -> list[dict[str, Any]]:
         for (of, place), why in IMPOSSIBLE.items()
         if of == kind
     }
-    for number in range(1 + _RUNS_MORE):
+    troubles, number = 0, 0
+    while len(cells) < len(PLACES) and troubles <= _RUNS_MORE:
         name = kind if not number else f"{kind}-again-{number}"
         met, whole = _run_through(there, kind, name, [p for p in PLACES if p not in cells])
         cells |= {p: c for p, c in met.items() if whole or not c["passed"]}
-        if len(cells) == len(PLACES):
-            break
+        troubles, number = troubles + (not whole), number + 1
     missing = {p: _cell(kind, p, "the run did not come to its end") for p in PLACES}
     return list((missing | cells).values())
 
@@ -114,9 +114,11 @@ def _run_through(
     for place in places:
         phase, step = PLACES[place]
         fault = chaos.Fault(kind, phase)
+        earliest = step if step is not None else there.step() + GAP
+        if cells and (earliest <= there.step() or (step is None and earliest + 2 * GAP > STEPS)):
+            continue  # too late in this run: the next one comes there in time
         try:
             there.prepare(kind)
-            earliest = step if step is not None else there.step() + GAP
             last = place == "last step"
             chaos.happen(there, fault, f"{name}-{place}", earliest=earliest, last=last)
             cells[place] = _cell(

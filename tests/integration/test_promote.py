@@ -10,7 +10,7 @@ from clips.ingest import Entry, examine
 from clips.synthetic import MotionConfig, write_videos
 from jobs import ROOT, run_jobs
 from tubelet import registry, tracking
-from tubelet.config import DONE, MISTAKE, STOPPED
+from tubelet.exits import DONE, MISTAKE, STOPPED
 
 pytestmark = [
     pytest.mark.slow,

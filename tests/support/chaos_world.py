@@ -310,10 +310,15 @@ class World:
             while True:
                 file.write(b"x" * (1 << 16))
         deadline = time.time() + 60
-        while self._worker_logs().count(refused) == before:
+        assert self.driver is not None
+        while self._worker_logs().count(refused) == before and self.driver.poll() != config.STOPPED:
             self._check(deadline, f"a checkpoint that finds no room ({said})")
             time.sleep(0.5)
         ballast.unlink()
+        if (
+            self.driver.poll() == config.STOPPED
+        ):  # at its very end: it asks for room, and to be started again
+            self.begin(self.name)
 
     def _worker_logs(self) -> str:
         """What workers have logged."""

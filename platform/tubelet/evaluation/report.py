@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from clips import Manifest, storage
 from tubelet import cluster, config, models, terminal, tracking
-from tubelet.evaluation import judge, tables
+from tubelet.evaluation import confusion, judge, tables
 from tubelet.evaluation.metrics import Accuracy
 from tubelet.recipes import Evaluate
 
@@ -70,7 +70,7 @@ def evaluate(
     for number, (s, a) in enumerate(zip(sources, judgement.accuracies, strict=True)):
         (folder / f"classes_{number}.csv").write_text(tables.by_class(a, s.classes))
         title = f"{s.name.rstrip('/').rsplit('/', 1)[-1]}: top-1 {a.top1:.1%}"
-        picture = tables.confusion_picture(a, s.classes, title=title)
+        picture = confusion.picture(a, s.classes, title=title)
         (folder / f"confusion_{number}.png").write_bytes(picture)
     metrics = {s.name: _plain(a) for s, a in zip(sources, judgement.accuracies, strict=True)}
     (folder / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")

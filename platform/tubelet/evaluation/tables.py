@@ -1,18 +1,12 @@
-"""What an evaluation leaves of each class: a table, and a picture of which class is taken for which."""
+"""What an evaluation leaves of each class: a table."""
 
 import csv
 import io
 from collections.abc import Sequence
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
 from tubelet.evaluation.metrics import Accuracy
-
-_NAMED = 40
-"""Classes whose names still fit beside the picture."""
-_INK = "#1f2328"
 
 
 def by_class(accuracy: Accuracy, classes: Sequence[str]) -> str:
@@ -46,32 +40,3 @@ def by_class(accuracy: Accuracy, classes: Sequence[str]) -> str:
                 )
             )
     return text.getvalue()
-
-
-def confusion_picture(accuracy: Accuracy, classes: Sequence[str], *, title: str) -> bytes:
-    """PNG of the confusion matrix: a row for each class that occurs, its videos' answers as shares of them."""
-    present = np.flatnonzero(accuracy.videos_by_class).tolist()
-    columns = np.flatnonzero(accuracy.videos_by_class + accuracy.confusion.sum(0)).tolist()
-    counts = accuracy.confusion[np.ix_(present, columns)]
-    shares = counts / counts.sum(1, keepdims=True)
-    named = len(columns) <= _NAMED
-    side = 3.5 + 0.32 * len(columns) if named else 11.0
-    figure = Figure(figsize=(side + 1.0, side), dpi=100, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
-    figure.colorbar(image, ax=axes, fraction=0.046, label="share of the row's videos")
-    axes.set_title(title, color=_INK)
-    axes.set_xlabel("answered")
-    axes.set_ylabel("is")
-    if named:
-        axes.set_xticks(range(len(columns)), [classes[k] for k in columns], rotation=90)
-        axes.set_yticks(range(len(present)), [classes[k] for k in present])
-    if len(columns) <= 12:
-        for row, column in np.argwhere(counts).tolist():
-            color = "white" if shares[row, column] > 0.5 else _INK
-            text = str(counts[row, column])
-            axes.text(column, row, text, ha="center", va="center", color=color)
-    out = io.BytesIO()
-    figure.savefig(out, format="png")
-    return out.getvalue()

@@ -54,6 +54,11 @@ def test_a_full_disk_is_no_bug(tmp_path: Path) -> None:
     )
 
 
+def test_a_full_disk_that_a_storage_error_hides_is_seen() -> None:
+    body = "try:\n    raise OSError(28, 'No space left')\nexcept OSError as e:\n    raise ValueError('storage') from e"
+    assert code_of(body, "clips.storage") == 3
+
+
 def test_other_ends_keep_their_own_code(tmp_path: Path) -> None:
     assert run_job(tmp_path, "assert arguments == ['one', 'two']").returncode == 0
     assert run_job(tmp_path, "return 3").returncode == 3
