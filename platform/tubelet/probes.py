@@ -109,8 +109,8 @@ def probe(recipe: Probe, manifest: Manifest) -> list[Result]:
             for r in results
         ],
     )
-    for text in {r.at_edge for r in results} - {None}:
-        terminal.say(str(text))
+    for text in dict.fromkeys(r.at_edge for r in results if r.at_edge):
+        terminal.say(text)
     folder = Path(recipe.output)
     _write(folder, results)
     _log(recipe, manifest, results, folder, uri=uri, root=root)
