@@ -132,17 +132,21 @@ def judge(
     )
     reasons = predictions["reason"].to_pylist()
     decoded = np.array([not reason for reason in reasons])
+    names = [
+        name if start is None else f"{name} from {start:g} s"
+        for name, start in zip(
+            predictions["video_id"].to_pylist(), predictions["start_s"].to_pylist(), strict=True
+        )
+    ]
     if not decoded.any():
         raise UserError(
-            f"none of the {len(chosen)} videos to evaluate on could be decoded; "
-            f"{predictions['video_id'][0]}: {reasons[0]}"
+            f"none of the {len(chosen)} videos to evaluate on could be decoded; {names[0]}: {reasons[0]}"
         )
     truth_VK = _truth(manifest, chosen, classes=first.classes)
     scores = [
         np.stack(predictions[f"model_{n}"].to_numpy(zero_copy_only=False))
         for n in range(len(sources))
     ]
-    names = predictions["video_id"].to_pylist()
     return Judgement(
         predictions,
         [accuracy(scores_VK[decoded], truth_VK[decoded]) for scores_VK in scores],
