@@ -92,7 +92,8 @@ def test_pretraining_leaves_a_model_and_a_finished_run(
     run = RunDirectory(str(whole_path.folder / "runs" / "pretrain"))
     export = videomae.load_export(run.path("export"))
     assert export.kind == "pretrain"
-    assert export.extra == {"run": "pretrain", "job": "pretrain"}
+    pace = {"stride": 1, "sampling": "strided", "fps": None}
+    assert export.extra == {"run": "pretrain", "job": "pretrain", **pace}
     assert run.read_json("finished.json") == {"step": PRETRAIN_STEPS}
     record = run.read_json("run.json") or {}
     assert (record["job"], record["manifest"], record["starts"]) == ("pretrain", manifest.hash, 1)
