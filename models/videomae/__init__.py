@@ -18,7 +18,7 @@ from videomae.classifier import (
     build_classifier,
     class_probabilities,
 )
-from videomae.frozen import FrozenEncoder, random_encoder
+from videomae.frozen import FrozenEncoder, encoder_state, random_encoder
 from videomae.masking import MaskConfig, make_decoder_masks, make_masks
 from videomae.patches import (
     denormalise,
@@ -52,6 +52,7 @@ __all__ = [
     "build_pretraining",
     "class_probabilities",
     "denormalise",
+    "encoder_state",
     "load_export",
     "load_pretrained",
     "make_decoder_masks",

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from videomae import positions
 from videomae.initialise import truncated_normal, xavier, xavier_embedding
 from videomae.layers import make_blocks
-from videomae.patches import TubeletEmbedding, check_clips, patchify
+from videomae.patches import TubeletEmbedding, clip_patches
 from videomae.positions import Positions
 from videomae.presets import ModelConfig
 
@@ -63,11 +63,7 @@ class VideoClassifier(nn.Module):
         Raises:
             ValueError: clips of another size than the model's, or not normalised.
         """
-        check_clips(clips_BCTHW, self.config)
-        patches_BNCX = patchify(
-            clips_BCTHW, tubelet_size=self.config.tubelet_size, patch_size=self.config.patch
-        )
-        x_BND = self.patch_embed(patches_BNCX)
+        x_BND = self.patch_embed(clip_patches(clips_BCTHW, self.config))
         x_BND = (x_BND + self.positions()).to(self.patch_embed.proj.weight.dtype)
         for block in self.blocks:
             x_BND = block(x_BND)

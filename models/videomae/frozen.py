@@ -15,52 +15,48 @@ import torch
 from torch import Tensor, nn
 
 from videomae.encoder import Encoder
-from videomae.patches import check_clips, patchify
+from videomae.patches import clip_patches
 from videomae.presets import ModelConfig
 from videomae.pretraining import build_pretraining
-from videomae.weights import list_problems
+from videomae.weights import differences, list_problems
+
+
+def encoder_state(config: ModelConfig, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Pick the encoder's weights out of a model's, under the names of an `Encoder`.
+
+    Args:
+        config: its sizes.
+        state_dict: weights of a `VideoMAE` or a `VideoClassifier`, or of the encoder alone.
+
+    Raises:
+        ValueError: they are not those of the sizes; the message lists names and shapes.
+    """
+    given = {name.removeprefix("encoder."): value for name, value in state_dict.items()}
+    if "norm.weight" not in given:
+        for name in ("norm.weight", "norm.bias"):
+            if f"fc_{name}" in given:
+                given[name] = given[f"fc_{name}"]
+    with torch.device("meta"):
+        wanted = Encoder(config).state_dict()
+    own = {n: value for n, value in given.items() if n in wanted or n.startswith("blocks.")}
+    problems = differences(own, wanted)
+    if problems:
+        raise ValueError(
+            f"the weights do not fit an encoder of preset {config.preset}:"
+            + list_problems(problems)
+        )
+    return own
 
 
 class FrozenEncoder(nn.Module):
     """An encoder that is only asked."""
 
     def __init__(self, config: ModelConfig, state_dict: Mapping[str, Tensor]) -> None:
-        """Build the encoder and load it.
-
-        Args:
-            config: its sizes.
-            state_dict: weights of a `VideoMAE` or a `VideoClassifier`; what is not the encoder's is not used.
-
-        Raises:
-            ValueError: they are not those of the sizes; the message lists names and shapes.
-        """
+        """Build the encoder and load it; arguments and errors are those of `encoder_state`."""
         super().__init__()
         self.config = config
         self.encoder = Encoder(config)
-        given = {name.removeprefix("encoder."): value for name, value in state_dict.items()}
-        if "norm.weight" not in given:
-            for name in ("norm.weight", "norm.bias"):
-                if f"fc_{name}" in given:
-                    given[name] = given[f"fc_{name}"]
-        wanted = self.encoder.state_dict()
-        problems = [
-            f"missing {name}, {list(value.shape)}"
-            if name not in given
-            else f"{name} is {list(given[name].shape)}, the model has {list(value.shape)}"
-            for name, value in wanted.items()
-            if name not in given or given[name].shape != value.shape
-        ]
-        problems += [
-            f"unknown {name}, {list(value.shape)}"
-            for name, value in given.items()
-            if name not in wanted and name.startswith("blocks.")
-        ]
-        if problems:
-            raise ValueError(
-                f"the weights do not fit an encoder of preset {config.preset}:"
-                + list_problems(problems)
-            )
-        self.encoder.load_state_dict({name: given[name] for name in wanted})
+        self.encoder.load_state_dict(encoder_state(config, state_dict))
         self.eval().requires_grad_(False)
 
     @torch.inference_mode()
@@ -70,10 +66,7 @@ class FrozenEncoder(nn.Module):
         Raises:
             ValueError: clips of another size than the model's, or not normalised.
         """
-        check_clips(clips_BCTHW, self.config)
-        patches_BNCX = patchify(
-            clips_BCTHW, tubelet_size=self.config.tubelet_size, patch_size=self.config.patch
-        )
+        patches_BNCX = clip_patches(clips_BCTHW, self.config)
         token_N = torch.arange(self.config.tokens, device=clips_BCTHW.device)
         return self.encoder(patches_BNCX, token_N.expand(len(clips_BCTHW), -1))
 

@@ -152,6 +152,16 @@ def restore_pixels(values_BMP: Tensor, *, means_BMC: Tensor, deviations_BMC: Ten
     return values_BMCX * (deviations_BMC[..., None] + TARGET_EPS) + means_BMC[..., None]
 
 
+def clip_patches(clips_BCTHW: Tensor, config: ModelConfig) -> Tensor:
+    """Cut normalised clips of a model's size into all their tokens' pixels, [B, N, C, X]; see `patchify`.
+
+    Raises:
+        ValueError: clips of another size, or not normalised.
+    """
+    check_clips(clips_BCTHW, config)
+    return patchify(clips_BCTHW, tubelet_size=config.tubelet_size, patch_size=config.patch)
+
+
 def check_clips(clips_BCTHW: Tensor, config: ModelConfig) -> None:
     """Raise ValueError unless the clips are normalised and of the size the model is for."""
     wanted = (CHANNELS, config.frames, config.image_size, config.image_size)

@@ -62,6 +62,19 @@ class Cluster:
     data_cpus: float = 0.0
     """Those of nodes labelled for decoding."""
 
+    def holders(self) -> dict[str, Any]:
+        """Ray Data's arguments for actors that hold a model, behind tasks that decode.
+
+        As many as there are GPUs; on CPUs they share half of them, since decoding must have the rest. Half a CPU each
+        also keeps Ray Data from fusing the two steps: it would decode in the actors, on one core of two (seen).
+        """
+        gpus = int(self.gpus)
+        return {
+            "concurrency": gpus or (1, max(1, int(self.cpus))),
+            "num_cpus": 0 if gpus else 0.5,
+            "num_gpus": 1 if gpus else 0,
+        }
+
 
 def connect(*, trainer_cpus: float, store_bytes: int = _SMALLEST_STORE) -> Cluster:
     """Connect this process to Ray, once; later calls only look.

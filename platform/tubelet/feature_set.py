@@ -16,7 +16,7 @@ Shapes: R videos, V clips of each, T H W tokens along time, height and width of 
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,6 +36,11 @@ UNDECODABLE = pa.schema([*_ROWS, ("reason", pa.string()), ("message", pa.string(
 def told_in(folder: str) -> str:
     """Where a folder says what it holds."""
     return storage.join(folder, "features.json")
+
+
+def token_bytes(said: Mapping[str, Any]) -> int:
+    """What all tokens of a video take, of features of which ``features.json`` says this."""
+    return said["clips"] * int(np.prod(said["grid"])) * said["width"] * 2
 
 
 def stretches(videos: Sequence[Key], *, rows: int) -> list[Part]:
@@ -130,7 +135,7 @@ class FeatureSet:
     @property
     def token_bytes(self) -> int:
         """Of all tokens of all videos."""
-        return len(self._identity) * self.tokens_each * self.width * 2
+        return len(self._identity) * token_bytes(self.said)
 
     def means(self) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """Rows that have features, ascending, and the mean of each over its clips and tokens, [R, D]."""

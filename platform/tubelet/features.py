@@ -25,10 +25,10 @@ from clips.earlier import OF_THE_MOMENT
 from tubelet import cluster, file_jobs, handover, models, origins, pace, rows, terminal
 from tubelet.config import UserError
 from tubelet.evaluation.inference import Decoder, Views
-from tubelet.feature_set import FeatureFolder, stretches, told_in
+from tubelet.feature_set import FeatureFolder, stretches, token_bytes, told_in
 from tubelet.parts import Part, keys_of
 from tubelet.recipes import Features
-from videomae import FrozenEncoder, ModelConfig, normalise, random_encoder
+from videomae import FrozenEncoder, ModelConfig, encoder_state, normalise, random_encoder
 
 _MOST_ROWS, _PART_BYTES = 32, 96 << 20
 _BATCH = 16
@@ -72,10 +72,10 @@ def run(recipe: Features, manifest: Manifest) -> Made:
     origin = find(recipe)
     views = Views(_clip(recipe, origin), recipe.views, recipe.crops)
     asked = _question(recipe, origin, views)
-    if not recipe.fresh:
-        file_jobs.check_same(asked, told_in(files.folder), holds="features", by=origin.name)
     if recipe.fresh:  # now that nothing can be refused any more
         files.clear()
+    else:
+        file_jobs.check_same(asked, told_in(files.folder), holds="features", by=origin.name)
     file_jobs.told(asked, told_in(files.folder), by=origin.name)
     videos = keys_of(manifest.table)
     parts = stretches(videos, rows=asked["rows"])
@@ -84,8 +84,8 @@ def run(recipe: Features, manifest: Manifest) -> Made:
     if done:
         terminal.say(f"{done} of {len(videos)} videos have features from before")
     if recipe.tokens and todo:
-        size = len(videos) * asked["clips"] * int(np.prod(asked["grid"])) * asked["width"] * 2
-        terminal.say(f"all tokens of all videos: {size / 1e6:,.0f} MB (pool= keeps fewer)")
+        size = len(videos) * token_bytes(asked) / 1e6
+        terminal.say(f"all tokens of all videos: {size:,.0f} MB (pool= keeps fewer)")
     if todo:
         _make(recipe, manifest, origin, views, todo, files=files, done=done)
     bad = files.undecodable({part.name for part in parts})
@@ -147,7 +147,7 @@ def find(recipe: Features) -> Origin:
             fresh = random_encoder(origin.config, seed=recipe.random)
             name = f"fresh weights (seed {recipe.random}) in place of {name}"
             origin = Origin(name, origin.config, fresh, origin.stride, origin.pace)
-        FrozenEncoder(origin.config, origin.state)
+        encoder_state(origin.config, origin.state)
     except (ValueError, FileNotFoundError) as error:
         raise UserError(f"encoder: {recipe.encoder}: {error}") from error
     return origin
@@ -211,9 +211,6 @@ def _make(
     every = np.array([row for part in todo for row in part.rows], np.int64)
     decoder = Decoder(table, every, (config.frames, config.image_size), views, recipe.decode)
     starts = np.cumsum([0, *(len(part.rows) for part in todo)])
-    gpus = int(found.gpus)
-    # Half a CPU keeps Ray Data from fusing the two steps: it would decode in the actors (see labelling.py).
-    workers = gpus or (1, max(1, int(found.cpus)))
     decode: Any = _Decode(decoder, starts)
     dataset = (
         ray.data.range(len(todo), override_num_blocks=len(todo))
@@ -221,33 +218,26 @@ def _make(
         .map_batches(
             _Encode,
             fn_constructor_args=(
-                [ray.put((config, dict(origin.state)))],
+                [ray.put((config, encoder_state(config, origin.state)))],
                 [part.name for part in todo],
                 files,
                 recipe.tokens,
                 recipe.pool,
             ),
             batch_size=None,
-            concurrency=workers,
-            num_cpus=0 if gpus else 0.5,
-            num_gpus=1 if gpus else 0,
+            **found.holders(),
         )
     )
     ray.data.DataContext.get_current().enable_progress_bars = False
     total = done + len(every)
-    try:
-        with terminal.progress("features", total, unit="videos", done=done) as bar:
-            batches: Any = dataset.iter_batches(batch_size=None, batch_format="pyarrow")
-            for batch in batches:
-                done += sum(batch["videos"].to_pylist())
-                bar.update(done)
-    except Exception as error:
-        failed = file_jobs.storage_failure(error)
-        if failed is None:
-            raise
-        raise file_jobs.Stopped(
-            f"{failed}; features of {done} of {total} videos are kept: the same command goes on from there"
-        ) from error
+    with (
+        file_jobs.stopping(lambda: f"features of {done} of {total} videos are kept"),
+        terminal.progress("features", total, unit="videos", done=done) as bar,
+    ):
+        batches: Any = dataset.iter_batches(batch_size=None, batch_format="pyarrow")
+        for batch in batches:
+            done += sum(batch["videos"].to_pylist())
+            bar.update(done)
 
 
 @dataclass(frozen=True)

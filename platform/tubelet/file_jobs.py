@@ -144,6 +144,25 @@ def told(asked: Mapping[str, object], place: str, *, by: str) -> None:
     storage.write_bytes(place, text.encode())
 
 
+@contextlib.contextmanager
+def stopping(kept: Callable[[], str]) -> Iterator[None]:
+    """Turn the storage's failure inside of Ray's tasks into ``Stopped``; what else fails goes through.
+
+    Args:
+        kept: says what was done until then and stays.
+
+    Raises:
+        Stopped: the storage has failed.
+    """
+    try:
+        yield
+    except Exception as error:
+        failed = storage_failure(error)
+        if failed is None:
+            raise
+        raise Stopped(f"{failed}; {kept()}: the same command goes on from there") from error
+
+
 def storage_failure(error: BaseException | None) -> StorageError | None:
     """The storage's failure that made a task of Ray's fail, if that is what it was."""
     seen: list[BaseException] = []

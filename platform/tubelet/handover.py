@@ -72,20 +72,22 @@ def read_weights(uri: str) -> dict[str, Tensor]:
 
 def read_there(uri: str) -> Export | None:
     """Read the export that a folder is, or that a finished run's folder holds; None: it is neither."""
-    for folder in (uri, storage.join(uri, "export")):
-        if storage.exists(storage.join(folder, FILES[1])):
-            return read(folder)
-    return None
+    folder = _folder_there(uri)
+    return None if folder is None else read(folder)
 
 
 def class_names(uri: str) -> tuple[str, ...] | None:
     """What the model in an export's or a run's folder calls its classes; None where nothing says."""
-    for folder in (uri, storage.join(uri, "export")):
-        config = storage.join(folder, FILES[1])
-        if not uri.endswith(FILES[0]) and storage.exists(config):
-            names = json.loads(storage.read_bytes(config)).get("class_names")
-            return tuple(names) if names else None
-    return None
+    folder = None if uri.endswith(FILES[0]) else _folder_there(uri)
+    if folder is None:
+        return None
+    names = json.loads(storage.read_bytes(storage.join(folder, FILES[1]))).get("class_names")
+    return tuple(names) if names else None
+
+
+def _folder_there(uri: str) -> str | None:
+    folders = (uri, storage.join(uri, "export"))
+    return next((f for f in folders if storage.exists(storage.join(f, FILES[1]))), None)
 
 
 def read(uri: str) -> Export:

@@ -34,10 +34,6 @@ def labelled(
     import ray.data
 
     batch = max(1, _CLIPS_PER_BATCH // (views.views * views.crops))
-    gpus = int(found.gpus)
-    # As many as there are GPUs; on CPUs they share half of them, since decoding must have the rest. Half a CPU each
-    # also keeps Ray Data from fusing the two steps: it would decode in the actors, on one core of two (seen).
-    workers = gpus or (1, max(1, int(found.cpus)))
     decode: Any = decoder
     dataset = (
         ray.data.range(count, override_num_blocks=min(_MOST_BLOCKS, -(-count // batch)))
@@ -46,9 +42,7 @@ def labelled(
             Labeller,
             fn_constructor_args=([ray.put(source.export)], source.classes, top_k),
             batch_size=batch,
-            concurrency=workers,
-            num_cpus=0 if gpus else 0.5,
-            num_gpus=1 if gpus else 0,
+            **found.holders(),
         )
     )
     ray.data.DataContext.get_current().enable_progress_bars = False

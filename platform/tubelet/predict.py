@@ -173,25 +173,21 @@ def _predict(
     )
     gathering, written = Gathering(todo), 0
     cpus = cluster.connect(trainer_cpus=1)
-    try:
-        with terminal.progress(
-            "predict", len(videos), unit="videos", done=len(videos) - len(left)
-        ) as bar:
-            for rows_done in labelled(
-                decoder, source, views, top_k=recipe.top_k, found=cpus, count=len(left)
-            ):
-                for part, made in gathering.add(rows_done):
-                    _keep(part, made, videos, parts=parts)
-                    written += len(made)
-                bar.update(len(videos) - len(left) + written)
-    except Exception as error:
-        failed = file_jobs.storage_failure(error)
-        if failed is None:
-            raise
-        raise file_jobs.Stopped(
-            f"{failed}; {written} of {len(left)} videos were predicted until then and are kept: the same command "
-            "goes on from there"
-        ) from error
+    total = len(videos)
+    done = total - len(left)
+    with (
+        file_jobs.stopping(
+            lambda: f"{written} of {len(left)} videos were predicted until then and are kept"
+        ),
+        terminal.progress("predict", total, unit="videos", done=done) as bar,
+    ):
+        for rows_done in labelled(
+            decoder, source, views, top_k=recipe.top_k, found=cpus, count=len(left)
+        ):
+            for part, made in gathering.add(rows_done):
+                _keep(part, made, videos, parts=parts)
+                written += len(made)
+            bar.update(done + written)
 
 
 def _keep(part: Part, made: list[dict[str, Any]], videos: Sequence[Key], *, parts: Parts) -> None:

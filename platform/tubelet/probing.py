@@ -97,11 +97,7 @@ def linear(
     grid = list(itertools.product(config.lr, config.weight_decay))
     heads = [LinearProbe(mean_D, deviation_D, num_classes=sides.classes).to(device) for _ in grid]
     size = min(config.batch, len(sides.train))
-    groups = [
-        {"params": list(head.parameters()), "lr": 0.0, "weight_decay": decay}
-        for head, (_, decay) in zip(heads, grid, strict=True)
-    ]
-    optimizer = torch.optim.SGD(groups, lr=0.0, momentum=_MOMENTUM)
+    optimizer = torch.optim.SGD(_groups(heads, grid), lr=0.0, momentum=_MOMENTUM)
 
     def batches(epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         for rows in _dealt(sides.train, size=size, key=(seed, epoch)):
@@ -216,11 +212,7 @@ def attentive(
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             heads.append(AttentiveProbe(width, num_classes=sides.classes).to(device))
-    groups = [
-        {"params": list(head.parameters()), "lr": 0.0, "weight_decay": decay}
-        for head, (_, decay) in zip(heads, grid, strict=True)
-    ]
-    optimizer = torch.optim.AdamW(groups, lr=0.0)
+    optimizer = torch.optim.AdamW(_groups(heads, grid), lr=0.0)
 
     def batches(epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         for rows, x_BND in _cut(tokens.of(sides.train, key=(seed, epoch)), config.batch):
@@ -267,6 +259,16 @@ def _cut(some: Iterable[tuple[Rows, Tensor]], size: int) -> Iterator[tuple[Rows,
 
 
 # --- training --------------------------------------------------------------------------------
+
+
+def _groups(
+    heads: Sequence[nn.Module], grid: Sequence[tuple[float, float]]
+) -> list[dict[str, Any]]:
+    """Parameter groups of heads with their weight decays; ``_train`` sets the rates."""
+    return [
+        {"params": list(head.parameters()), "weight_decay": decay}
+        for head, (_, decay) in zip(heads, grid, strict=True)
+    ]
 
 
 def _train(

@@ -40,3 +40,10 @@ def motion_manifest(
         whole = (folder / paths[number]).read_bytes()
         (folder / paths[number]).write_bytes(whole[: len(whole) // 3])
     return write_manifest(manifest, f"{folder}.parquet")
+
+
+def one_motion_video(folder: Path) -> Path:
+    """Write a single motion video of 16 frames below ``folder``; its path."""
+    config = synthetic.MotionConfig(size=32, frames=16, fps=16, gop=16)
+    (name,) = synthetic.write_videos(folder, [3], seed=1, config=config)
+    return folder / name

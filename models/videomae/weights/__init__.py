@@ -170,6 +170,20 @@ def load_pretrained(
     return LoadReport(matched=tuple(fits), skipped=skipped, missing=missing, unexpected=unexpected)
 
 
+def differences(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list[str]:
+    """Say where weights have other names or shapes than a model: missing ones, unknown ones, other shapes."""
+    shapes = {name: list(value.shape) for name, value in wanted.items()}
+    theirs = {name: list(value.shape) for name, value in given.items()}
+    problems = [f"missing {name}, {shape}" for name, shape in shapes.items() if name not in theirs]
+    problems += [f"unknown {name}, {shape}" for name, shape in theirs.items() if name not in shapes]
+    problems += [
+        f"{name} is {theirs[name]}, the model has {shape}"
+        for name, shape in shapes.items()
+        if name in theirs and theirs[name] != shape
+    ]
+    return problems
+
+
 def list_problems(problems: Sequence[str]) -> str:
     """Return problems one a line, the first twenty of them, to end an error message with."""
     more = f"\n  and {len(problems) - 20} more" if len(problems) > 20 else ""

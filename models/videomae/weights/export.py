@@ -34,7 +34,7 @@ from videomae.classifier import Pooling, build_classifier
 from videomae.patches import IMAGENET_MEAN, IMAGENET_STD
 from videomae.presets import ModelConfig
 from videomae.pretraining import build_pretraining
-from videomae.weights import list_problems, read_state_dict
+from videomae.weights import differences, list_problems, read_state_dict
 
 FORMAT = 1
 WEIGHTS_FILE, CONFIG_FILE = "model.safetensors", "config.json"
@@ -191,15 +191,7 @@ def _check_weights(
             model = build_pretraining(config)
         else:
             model = build_classifier(config, num_classes=num_classes, pooling=pooling)
-    wanted = {name: list(value.shape) for name, value in model.state_dict().items()}
-    given = {name: list(value.shape) for name, value in state_dict.items()}
-    problems = [f"missing {name}, {shape}" for name, shape in wanted.items() if name not in given]
-    problems += [f"unknown {name}, {shape}" for name, shape in given.items() if name not in wanted]
-    problems += [
-        f"{name} is {given[name]}, the model has {shape}"
-        for name, shape in wanted.items()
-        if name in given and given[name] != shape
-    ]
+    problems = differences(state_dict, model.state_dict())
     if problems:
         raise ValueError(
             f"{where}: the weights are not those of the configuration:" + list_problems(problems)

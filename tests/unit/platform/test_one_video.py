@@ -12,8 +12,8 @@ import pytest
 from matplotlib import image
 
 import models_made
-from clips.synthetic import MotionConfig, write_videos
 from jobs import environment
+from motion import one_motion_video
 from tubelet import cli, registry, tracking
 from tubelet.config import DONE, UserError
 
@@ -33,10 +33,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("videos")
-    write_videos(folder, [3], seed=1, config=MotionConfig(size=32, frames=16, fps=16, gop=16))
-    (path,) = folder.rglob("*.mp4")
-    return path
+    return one_motion_video(tmp_path_factory.mktemp("videos"))
 
 
 def test_the_only_champion_names_a_video_as_it_does_when_it_is_loaded_and_shows_its_frames(

@@ -11,7 +11,7 @@ import torch
 
 import models_made
 from clips import DecodeConfig
-from clips.synthetic import MotionConfig, write_videos
+from motion import one_motion_video
 from tubelet import handover, labelling, models, one_video, registry, tracking
 from tubelet.evaluation.inference import Classifiers
 from videomae import ModelConfig, build_classifier, class_probabilities, load_export
@@ -41,10 +41,7 @@ def export(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("videos")
-    write_videos(folder, [3], seed=1, config=MotionConfig(size=32, frames=16, fps=16, gop=16))
-    (path,) = folder.rglob("*.mp4")
-    return path
+    return one_motion_video(tmp_path_factory.mktemp("videos"))
 
 
 def test_one_of_several_shares_and_several_do_not() -> None:
