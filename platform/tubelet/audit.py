@@ -5,6 +5,7 @@ Each rank keeps the clips of its training units until they are saved, as a Parqu
 """
 
 import io
+import re
 from collections import Counter
 from dataclasses import dataclass
 from typing import Any
@@ -35,6 +36,8 @@ _SCHEMA = pa.schema(
         ("reason", pa.string()),
     ]
 )
+_FILE = re.compile(r"step_(\d{10,})-a(\d{5,})-r\d{5,}\.parquet")
+"""Its last step and its attempt. Anything else there is a file that a killed worker was writing."""
 
 
 class AuditTrail:
@@ -104,11 +107,11 @@ class AuditReport:
 
 def consumed(run: RunDirectory) -> pa.Table:
     """The clips that the lineage of the run's checkpoints consumed, padding left out."""
-    names = storage.list_names(run.path("audit"))
+    files = list(filter(None, map(_FILE.fullmatch, storage.list_names(run.path("audit")))))
     tables = [_SCHEMA.empty_table()]
     for attempt, last_step in run.lineage():
-        mine = f"-a{attempt.number:05d}-"
-        for name in sorted(n for n in names if mine in n and int(n[5:15]) <= last_step):
+        own = [f[0] for f in files if int(f[2]) == attempt.number and int(f[1]) <= last_step]
+        for name in sorted(own):
             tables.append(pq.read_table(io.BytesIO(storage.read_bytes(run.path("audit", name)))))
     table = pa.concat_tables(tables)
     return table.filter(~pc.field("padding"))

@@ -71,6 +71,16 @@ def test_steps_beyond_the_newest_checkpoint_do_not_count(tmp_path: Path) -> None
     assert (report.step, report.expected) == (1, 8)
 
 
+def test_what_a_killed_worker_was_writing_is_no_part_of_the_trail(tmp_path: Path) -> None:
+    assert trained(tmp_path).exact
+    (whole, *_) = sorted((tmp_path / "run" / "audit").iterdir())
+    half = whole.with_name(f".{whole.name}.1a2b3c4d")  # as storage writes, through a neighbour
+    half.write_bytes(whole.read_bytes()[:100])
+    report = audit.verify(RunDirectory(str(tmp_path / "run")), ledger=LEDGER, copies=1)
+    assert report.exact
+    assert report.consumed == 20
+
+
 @pytest.mark.parametrize("dummy", [Unit(0, torch.zeros(1), torch.zeros(1), torch.zeros(1))])
 def test_dummies_leave_no_trace(tmp_path: Path, dummy: Unit) -> None:
     trail = AuditTrail(attempt=1, rank=0)
