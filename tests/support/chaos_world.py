@@ -55,6 +55,8 @@ class World:
     missing: dict[str, str] = field(default_factory=dict)
     """Kinds of faults that this machine cannot have, and why."""
     epochs: int = 1
+    more: tuple[str, ...] = ()
+    """What the command says besides, of a story of its own."""
     driver: "subprocess.Popen[bytes] | None" = None
     name: str = ""
 
@@ -84,6 +86,7 @@ class World:
             "elastic.cpus_per_worker=1.5",
             "elastic.hang_minutes=0.25",
             "elastic.max_failures=100",
+            *self.more,
         ]
 
     def recipe(self, name: str, workers: int | None = None) -> Pretrain:
@@ -360,7 +363,7 @@ def world(folder: Path, *, epochs: int, servers: bool = True) -> Iterator[World]
         if mlflow:
             mlflow.wait()
         there = World(folder, storage, cluster, mlflow, manifest, gateway, missing, epochs)
-        closing.callback(lambda: there.driver and kill_tree(there.driver.pid))
+        closing.callback(there.stop)
         yield there
 
 
