@@ -5,6 +5,7 @@ to nobody. So everything is set here, before the import, and the same variables 
 environment. Set values are never overridden.
 """
 
+import contextlib
 import logging
 import math
 import os
@@ -14,6 +15,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from tubelet import terminal
 from tubelet.config import UserError
@@ -48,6 +51,8 @@ _OWN_CLUSTER = {
 }
 DATA_NODES = ("ray-subcluster", "data")
 """Label of nodes that only decode. Ray Train counts the others by this very key: with another it waits for ever."""
+_LEAVING_S = 10.0
+"""How long Ray's processes may take to end after their cluster."""
 _SMALLEST_STORE, _LARGEST_STORE = 256 << 20, 4 << 30
 
 
@@ -105,7 +110,7 @@ def connect(*, trainer_cpus: float, store_bytes: int = _SMALLEST_STORE) -> Clust
                 runtime_env=environment,
                 logging_level=logging.WARNING,
             )
-        terminal.when_closing(ray.shutdown)
+        terminal.when_closing(disconnect)
         _log.info(
             "connected to Ray %s; code from %s; revision %s",
             ray.__version__,
@@ -119,6 +124,25 @@ def connect(*, trainer_cpus: float, store_bytes: int = _SMALLEST_STORE) -> Clust
         local=not remote,
         data_cpus=total("CPU", nodes(labelled=True)),
     )
+
+
+def disconnect() -> None:
+    """Leave Ray; a cluster of our own ends, and no process of it stays.
+
+    A worker that was leaving by itself when its raylet ended can stay for ever (a run's controller, seen).
+    """
+    import ray
+
+    theirs: list[psutil.Process] = []
+    for child in psutil.Process().children():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if child.name() == "raylet":  # all other nodes' raylets are not our children
+                theirs += child.children(recursive=True)
+    ray.shutdown()
+    for left in psutil.wait_procs(theirs, timeout=_LEAVING_S)[1]:
+        _log.warning("process %d of Ray stayed behind and is killed", left.pid)
+        with contextlib.suppress(psutil.NoSuchProcess):
+            left.kill()
 
 
 def nodes(*, labelled: bool = False) -> list[dict[str, Any]]:

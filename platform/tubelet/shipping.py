@@ -138,6 +138,7 @@ class Shipper:
     def begin(self, description: tracking.Description, *, recipe: str) -> None:
         """Create or continue the MLflow run, and ship from now on."""
         self._known = Acknowledged.read(self._folder, self._identity.key)
+        self._known.status = ""  # it may have been changed elsewhere since
         self._events_due_at = 0.0
         self.keep("recipe.yaml", redact(recipe).encode())
         self._description = description  # last: the thread waits for it

@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -80,7 +81,9 @@ def test_any_number_of_workers_writes_the_same_bytes(
 def test_each_video_and_span_has_its_row_by_name_and_start(
     ended: dict[str, Ended], folder: Path
 ) -> None:
-    rows = pq.read_table(folder / "strided-1" / "predictions.parquet").to_pylist()
+    table = pq.read_table(folder / "strided-1" / "predictions.parquet")
+    assert table.schema.field("model_0").type == pa.list_(pa.float32()), "anybody can read it"
+    rows = table.to_pylist()
     keys = [(row["video_id"], row["start_s"]) for row in rows]
     assert [start for _, start in keys[: 1 + len(SPANS)]] == [None, *SPANS]
     assert len(set(keys)) == len(keys) == ROWS

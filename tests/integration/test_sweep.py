@@ -122,8 +122,12 @@ def test_mlflow_has_one_parent_with_a_child_per_trial(killed: Killed) -> None:
     ]
     for run in runs:
         status = killed.after.ended[int(run.data.tags["tubelet.trial"])]["status"]
-        expected = {"finished": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}[status]
-        assert run.info.status == expected
+        expected = {
+            "finished": ["FINISHED"],
+            "stopped": ["KILLED", "FINISHED"],
+            "failed": ["FAILED"],
+        }
+        assert run.info.status in expected[status], "a run may be through before it hears"
 
 
 def test_a_failed_trial_does_not_end_the_sweep(killed: Killed) -> None:
@@ -176,17 +180,22 @@ def test_a_finished_sweep_is_refused_and_a_changed_one_too(killed: Killed) -> No
 def test_what_a_kill_left_open_is_closed_by_the_same_command(killed: Killed) -> None:
     from tubelet import tracking
 
-    storage, number = killed.folder / "runs", next(iter(killed.after.ended))
+    storage, (first, second) = killed.folder / "runs", list(killed.after.ended)[:2]
     (storage / "s" / "finished.json").unlink()  # killed after the last trial,
-    events = storage / f"s-{number:05d}" / "events.jsonl"
-    events.write_text("".join(events.read_text().splitlines(keepends=True)[:-1]))
     client = tracking.connect(tracking.resolve_uri(str(storage)))
-    run = client.get_run(killed.after.mlflow[number])
-    client.update_run(run.info.run_id, status="RUNNING")  # and in the middle of leaving one
+    runs = [client.get_run(killed.after.mlflow[number]) for number in (first, second)]
+    for run in runs:
+        client.update_run(run.info.run_id, status="RUNNING")  # and in the middle of leaving two,
+    events = storage / f"s-{first:05d}" / "events.jsonl"  # one of which had not said so
+    events.write_text("".join(events.read_text().splitlines(keepends=True)[:-1]))
     ended = run_jobs({"again": ["sweep", *killed.arguments]})["again"]
     assert (ended.code, ended.err) == (0, "")
     assert f"finished {TRIALS} trials" in ended.out
-    assert client.get_run(run.info.run_id).info.status == run.info.status
+    for run in runs:
+        assert client.get_run(run.info.run_id).info.status == run.info.status
+    for number in (first, second):
+        said = (storage / f"s-{number:05d}" / "events.jsonl").read_text()
+        assert said.count('"event": "end"') == 1
     after = sweeping.look(storage, "s")
     assert (after.ended, after.mlflow) == (killed.after.ended, killed.after.mlflow)
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-_TIMEOUT_S = 480
+_TIMEOUT_S = 900
 
 
 @dataclass(frozen=True)

@@ -64,7 +64,7 @@ def predict(
 
     Returns:
         One row a video, in the order of ``rows``: row, video_id, start_s (null without), label (-1 without), reason
-        (empty when decoded), and ``model_0``, ``model_1``, ...: its probabilities.
+        (empty when decoded), and ``model_0``, ``model_1``, ...: its probabilities, a list each.
 
     Raises:
         RuntimeError: a row came back twice, or not at all.
@@ -99,6 +99,11 @@ def predict(
         )
     starts = pa.array(found["start_s"].to_numpy(), from_pandas=True)  # NaN becomes null
     found = found.set_column(found.schema.get_field_index("start_s"), "start_s", starts)
+    for number in range(len(exports)):
+        name = f"model_{number}"
+        tensors = found[name].to_numpy(zero_copy_only=False)  # a type of Ray Data's own until here
+        shares = pa.array(list(tensors), pa.list_(pa.float32()))
+        found = found.set_column(found.schema.get_field_index(name), name, shares)
     return found.drop_columns(["place"])
 
 

@@ -101,21 +101,27 @@ def begin(
 def settle(
     sweep: Sweep, recipe: Recipe, journal: Journal, *, mlflow_uri: str, root: str, parent: str
 ) -> None:
-    """Bring to MLflow what it lacks of trials that have ended, but whose runs were killed while they left."""
+    """Bring to MLflow what it lacks of trials that have ended, but whose runs were killed while they left.
+
+    A run writes its end down before it tells MLflow, so each of the two is looked at.
+    """
     for trial in journal.ended:
         directory = RunDirectory(storage.join(root, trial.run))
         record = directory.read_json("run.json")
-        events = [event["event"] for event in directory.events()]
-        if record is None or events[-1:] == ["end"]:
+        if record is None:
+            continue
+        written = [event["event"] for event in directory.events()][-1:] == ["end"]
+        if written and tracking.has_ended(mlflow_uri, run_id=record.get("mlflow_run_id")):
             continue
         whole = trials.recipe_of(sweep, recipe, run=trial.run, values=trial.values)
         job = trials.job_of(whole, trials.tags(sweep, trial.number, parent=parent))
         with Tracked(job, directory, record, uri=mlflow_uri, root=root) as tracked:
             tracked.begin(revision=record["revision"])
             tracked.end(_STATUSES[trial.status])
-        directory.record_event(
-            "end", code=config.INTERRUPTED, message="killed while it was leaving"
-        )
+        if not written:
+            directory.record_event(
+                "end", code=config.INTERRUPTED, message="killed while it was leaving"
+            )
 
 
 def _check_same(record: dict[str, Any], sweep: Sweep, recipe: Recipe, job: Job, where: str) -> None:

@@ -87,3 +87,32 @@ def test_a_submitted_job_may_set_variables_that_we_set_too() -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr
+
+
+_LEAVING = """
+import subprocess, psutil, ray
+from tubelet import cluster
+
+@ray.remote
+def leave_one() -> int:
+    return subprocess.Popen(["sleep", "300"]).pid  # neither Ray nor the task ends it
+
+cluster.connect(trainer_cpus=0)
+left = psutil.Process(ray.get(leave_one.remote()))
+cluster.disconnect()
+gone, _ = psutil.wait_procs([left], timeout=5)
+assert gone or left.status() == psutil.STATUS_ZOMBIE, left
+"""
+
+
+@pytest.mark.cluster
+def test_no_process_of_an_own_cluster_stays() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", _LEAVING],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=180,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
