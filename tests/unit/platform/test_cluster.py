@@ -95,7 +95,7 @@ from tubelet import cluster
 
 @ray.remote
 def leave_one() -> int:
-    return subprocess.Popen(["sleep", "300"]).pid  # neither Ray nor the task ends it
+    return subprocess.Popen(["sleep", "300"], start_new_session=True).pid  # Ray ends its own groups alone
 
 cluster.connect(trainer_cpus=0)
 left = psutil.Process(ray.get(leave_one.remote()))
