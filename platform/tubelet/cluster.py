@@ -129,7 +129,7 @@ def connect(*, trainer_cpus: float, store_bytes: int = _SMALLEST_STORE) -> Clust
 def disconnect() -> None:
     """Leave Ray; a cluster of our own ends, and no process of it stays.
 
-    A worker that was leaving by itself when its raylet ended can stay for ever (a run's controller, seen).
+    Ray has left a run's controller behind, for two minutes and more (seen once; why is not known).
     """
     import ray
 
