@@ -90,9 +90,7 @@ class Shipper:
         self._status: tracking.Status = "RUNNING"
         self._ended_ms: int | None = None
         self._known = Acknowledged()
-        self._stored: dict[str, int] | None = (
-            None  # highest steps as the store says; None: not asked
-        )
+        self._stored: dict[str, int] | None = None  # highest steps in the store; None: not asked
         self._claimed = False
         self._doubtful = False  # a request to create the run went without an answer
         self._events_due_at: float | None = None

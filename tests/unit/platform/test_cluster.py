@@ -63,6 +63,19 @@ def test_the_largest_group_leaves_a_cpu_for_decoding(
     assert room_for(cluster(cpus), max_workers=max_workers, **sizes) == most
 
 
+def drive(program: str, **variables: str) -> None:
+    """Run a driver in a process of its own, as Ray's job manager starts one."""
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env=environment(**variables),
+        capture_output=True,
+        text=True,
+        timeout=180,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
 _JOB = """
 import os, ray
 from tubelet import cluster
@@ -78,15 +91,7 @@ assert seen == ["3", "true", "mine"], seen
 def test_a_submitted_job_may_set_variables_that_we_set_too() -> None:
     variables = {"OMP_NUM_THREADS": "3", "OTHER": "mine"}
     submitted = {"runtime_env": {"env_vars": variables}, "metadata": {}}
-    done = subprocess.run(  # as Ray's job manager starts a driver
-        [sys.executable, "-c", _JOB],
-        env=environment(RAY_JOB_CONFIG_JSON_ENV_VAR=json.dumps(submitted), **variables),
-        capture_output=True,
-        text=True,
-        timeout=180,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    drive(_JOB, RAY_JOB_CONFIG_JSON_ENV_VAR=json.dumps(submitted), **variables)
 
 
 _LEAVING = """
@@ -107,12 +112,4 @@ assert gone or left.status() == psutil.STATUS_ZOMBIE, left
 
 @pytest.mark.cluster
 def test_no_process_of_an_own_cluster_stays() -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", _LEAVING],
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=180,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    drive(_LEAVING)
